@@ -1,0 +1,43 @@
+# `make` lists the targets. Each one works in a fresh clone: it makes .venv and installs first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+DEMO   ?= .demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-quick check format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed ## Install what a run needs into .venv (ordinary pip install -e .)
+
+demo: $(VENV)/.installed ## FedDGM against FedAvg on real, very skewed digits, with pictures
+	PATH="$(abspath $(BIN)):$$PATH" bash deploy/demo.sh "$(abspath $(DEMO))"
+
+test: $(VENV)/.installed-dev ## Every test, with a real simulation and a deployment over gRPC
+	$(BIN)/python -m pytest
+
+test-quick: $(VENV)/.installed-dev ## The tests that start neither Flower nor Ray
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.installed-dev ## Formatting, lint (ruff) and types (mypy --strict)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## Format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,100 @@
+# Shared by simulate.sh and local.sh; sourced, not run.
+# Sets APP and WORK, keeps Flower quiet, private to WORK and free of the network, and stops every
+# process that was started with `start` when the script ends, however it ends.
+
+APP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if ! command -v flwr >/dev/null; then
+  PATH=$APP/.venv/bin:$PATH
+fi
+command -v flwr >/dev/null || { echo "flwr is not installed; run make install first" >&2; exit 1; }
+
+export FLWR_HOME=$WORK/flwr-home
+export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+export RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
+mkdir -p "$FLWR_HOME" "$WORK/cwd"
+
+GROUPS_STARTED=()
+
+# start LOG COMMAND...: in the background, as the leader of its own process group.
+start() {
+  local log=$1
+  shift
+  setsid "$@" >"$log" 2>&1 </dev/null &
+  GROUPS_STARTED+=("$!")
+}
+
+# Whole groups are stopped, newest first: a SuperLink's own children would outlive it.
+stop_all() {
+  local i tries
+  for ((i = ${#GROUPS_STARTED[@]} - 1; i >= 0; i--)); do
+    kill -TERM -- "-${GROUPS_STARTED[$i]}" 2>/dev/null || true
+  done
+  for tries in $(seq 50); do
+    still_running || return 0
+    sleep 0.2
+  done
+  for i in "${!GROUPS_STARTED[@]}"; do
+    kill -KILL -- "-${GROUPS_STARTED[$i]}" 2>/dev/null || true
+  done
+}
+
+still_running() {
+  local group
+  for group in "${GROUPS_STARTED[@]}"; do
+    kill -0 -- "-$group" 2>/dev/null && return 0
+  done
+  return 1
+}
+
+trap stop_all EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# free_ports N: that many ports nobody listens on.
+free_ports() {
+  python - "$1" <<'PY'
+import socket, sys
+sockets = [socket.socket() for _ in range(int(sys.argv[1]))]
+for s in sockets:
+    s.bind(("127.0.0.1", 0))
+print(*(s.getsockname()[1] for s in sockets))
+PY
+}
+
+# wait_for SECONDS WHAT COMMAND...: until the command succeeds.
+wait_for() {
+  local seconds=$1 what=$2 end
+  shift 2
+  end=$((SECONDS + seconds))
+  until "$@" >/dev/null 2>&1; do
+    if ((SECONDS >= end)); then
+      echo "$what was not ready after $seconds s; its log is in $WORK" >&2
+      exit 1
+    fi
+    sleep 0.5
+  done
+}
+
+# json EXPRESSION: of the JSON on standard input, as `d`.
+json() {
+  python -c "import json, sys; d = json.load(sys.stdin); print($1)"
+}
+
+# run_and_follow OPTIONS...: run the app with $WORK/run.toml on connection `feddgm` and follow its
+# log; the exit code is the run's (`flwr run --stream` alone exits 0 even when a run fails).
+run_and_follow() {
+  local reply run status
+  # From an empty folder: simulated clients would import modules lying in the current one.
+  cd "$WORK/cwd"
+  reply=$(flwr run "$APP" feddgm --format json -c "$WORK/run.toml" "$@") || { echo "$reply" >&2; return 1; }
+  run=$(json 'd["run-id"]' <<<"$reply")
+  echo "run $run"
+  flwr log "$run" feddgm --stream || true
+  status=unknown
+  until [[ $status == finished:* ]]; do
+    status=$(flwr list feddgm --run-id "$run" --format json | json 'd["runs"][0]["status"]')
+    [[ $status == finished:* ]] || sleep 2
+  done
+  echo "run $run $status"
+  [[ $status == finished:completed ]]
+}

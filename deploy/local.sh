@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# A real deployment on this machine: one SuperLink and some SuperNodes that speak gRPC under TLS,
+# each SuperNode admitted by its own key. The same app, unchanged.
+#
+#   deploy/local.sh WORKDIR NODES [-c conf/x.toml] [-c 'key=value ...']
+#
+# Logs, credentials and Flower's state go to WORKDIR; set out-dir for the run folder. Exits with 0
+# only if the run completed. NODE_CONFIG is added to every SuperNode's --node-config; "{i}" in it
+# is the node's number.
+set -euo pipefail
+
+if (($# < 2)); then
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+WORK=$(mkdir -p "$1" && cd "$1" && pwd)
+NODES=$2
+shift 2
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+python "$APP/deploy/merge_config.py" "$WORK/run.toml" "$@"
+
+KEYS=$WORK/credentials
+rm -rf "$KEYS"
+python "$APP/deploy/credentials.py" "$KEYS" "$NODES"
+
+read -r -a PORTS <<<"$(free_ports $((3 + NODES)))"
+cat >"$FLWR_HOME/config.toml" <<TOML
+[superlink]
+default = "feddgm"
+
+[superlink.feddgm]
+address = "127.0.0.1:${PORTS[0]}"
+root-certificates = "$KEYS/ca.crt"
+TOML
+
+cd "$WORK/cwd"
+start "$WORK/superlink.log" flower-superlink \
+  --control-api-address "127.0.0.1:${PORTS[0]}" \
+  --fleet-api-address "127.0.0.1:${PORTS[1]}" \
+  --serverappio-api-address "127.0.0.1:${PORTS[2]}" \
+  --ssl-ca-certfile "$KEYS/ca.crt" --ssl-certfile "$KEYS/server.pem" \
+  --ssl-keyfile "$KEYS/server.key" --enable-supernode-auth
+wait_for 60 "the SuperLink" flwr supernode list feddgm --format json
+
+for ((i = 0; i < NODES; i++)); do
+  # A SuperNode whose key is unknown gives up at once, so its key goes first.
+  flwr supernode register "$KEYS/node-$i.pub" feddgm --format json >"$WORK/node-$i.json"
+  extra=${NODE_CONFIG:-}
+  mkdir -p "$WORK/node-$i"
+  FLWR_HOME=$WORK/node-$i start "$WORK/node-$i.log" flower-supernode \
+    --superlink "127.0.0.1:${PORTS[1]}" --root-certificates "$KEYS/ca.crt" \
+    --auth-supernode-private-key "$KEYS/node-$i" \
+    --clientappio-api-address "127.0.0.1:${PORTS[$((3 + i))]}" \
+    --node-config "partition-id=$i num-partitions=$NODES ${extra//\{i\}/$i}"
+done
+
+all_online() {
+  local online
+  online=$(flwr supernode list feddgm --format json | grep -c '"online"')
+  ((online >= NODES))
+}
+wait_for 120 "a SuperNode" all_online
+
+run_and_follow

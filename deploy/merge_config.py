@@ -1,0 +1,31 @@
+"""Merge config files and ``key=value`` strings into one file, later ones first in rank.
+
+Usage: ``python deploy/merge_config.py OUT.toml [-c FILE.toml | -c 'key=value ...']...``.
+``flwr run`` takes a single file or a list of strings, never both.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from flwr.common.config import parse_config_args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="merge_config.py", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("-c", "--run-config", action="append", default=[])
+    chosen = parser.parse_args(arguments)
+    merged = {}
+    for said in chosen.run_config:
+        merged |= parse_config_args([said])
+    # JSON writes bools, numbers and strings as TOML does.
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in merged.items()]
+    chosen.out.write_text("".join(lines), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

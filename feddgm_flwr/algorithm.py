@@ -1,0 +1,317 @@
+"""Algorithm 1 of the paper (arXiv 2312.01537): the server's half of a federated round.
+
+``apply_round`` is the algorithm, on one screen: tensors in, tensors out. It knows no Flower, no
+data set and no file; ``federation.strategy`` feeds it and carries its result away.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from feddgm_flwr.config import RunConfig, TrainConfig
+from feddgm_flwr.distill import (
+    Bench,
+    DistillJob,
+    DistillReport,
+    DistillResult,
+    decode_clamped,
+)
+from feddgm_flwr.engine import Engine
+from feddgm_flwr.generators import Prior
+from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.models import initialise
+from feddgm_flwr.ownership import owned_classes
+from feddgm_flwr.params import Params, load_params, params_of, weighted_mean
+from feddgm_flwr.seeding import derive
+from feddgm_flwr.synthetic import Latents, SyntheticSet
+from feddgm_flwr.training import train
+
+Emit = Callable[..., None]
+"""``emit(kind, **fields)``: where events go; fields are JSON scalars and lists."""
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """One client's accepted reply (theta_i and its example count).
+
+    Attributes
+    ----------
+    partition_id
+        The client's stable identity.
+    params
+        Its surrogate after local training.
+    num_examples
+        Images it trained on.
+    label_counts
+        Images a class, where the client shares them.
+    """
+
+    partition_id: int
+    params: Params
+    num_examples: int
+    label_counts: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that passes from one round to the next; what a checkpoint holds.
+
+    Randomness is derived from (seed, round, partition id), so there is no generator to keep.
+
+    Attributes
+    ----------
+    server_round
+        Rounds done.
+    surrogate
+        theta_t, broadcast next.
+    global_models
+        Name -> state dict.
+    latents
+        Partition id -> warm start of the client's next distillation.
+    replay
+        Synthetic sets of the last rounds, newest last.
+    """
+
+    server_round: int
+    surrogate: Params
+    global_models: dict[str, dict[str, Tensor]]
+    latents: dict[int, Latents]
+    replay: tuple[SyntheticSet, ...]
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round made, for logs and pictures.
+
+    Attributes
+    ----------
+    distilled
+        One a client, by partition id.
+    fresh
+        This round's images, by client.
+    union
+        What the models were trained on (S_t and the replay pool).
+    """
+
+    distilled: tuple[DistillReport, ...]
+    fresh: SyntheticSet
+    union: SyntheticSet
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What does not change during a run.
+
+    Attributes
+    ----------
+    surrogate
+        The surrogate's architecture; its weights are scratch space.
+    global_models
+        Name -> architecture; likewise.
+    device
+        Where the server computes.
+    engine
+        Where clients are distilled.
+    """
+
+    config: RunConfig
+    spec: ImageSpec
+    prior: Prior
+    surrogate: nn.Module
+    global_models: dict[str, nn.Module]
+    device: torch.device
+    engine: Engine
+
+    @property
+    def bench(self) -> Bench:
+        """What distillation shares between clients."""
+        return Bench(self.surrogate, self.prior, self.config.distill, self.spec,
+                     self.config.generator.chunk, self.device)
+
+
+def init_state(setting: Setting) -> ServerState:
+    """Return round 0: seeded fresh weights, no latents."""
+    initialise(setting.surrogate, rng=derive(setting.config.seed, "surrogate"))
+    models = {}
+    for index, (name, model) in enumerate(setting.global_models.items()):
+        initialise(model, rng=derive(setting.config.seed, "global-model", index))
+        models[name] = _copy(model.state_dict())
+    return ServerState(0, params_of(setting.surrogate), models, {}, ())
+
+
+def apply_round(
+    state: ServerState, updates: Sequence[ClientUpdate], setting: Setting, *, emit: Emit
+) -> tuple[ServerState, RoundReport]:
+    """Run steps 3 to 5 for the round after ``state.server_round``."""
+    server_round = state.server_round + 1
+    updates = sorted(updates, key=attrgetter("partition_id"))
+
+    # Step 3: each client's trajectory becomes latents, wherever the engine runs them.
+    jobs = [distill_job(update, state, setting) for update in updates]
+    results = run_jobs(jobs, setting.engine, emit)
+
+    # Step 4: the multi-modal union of all clients' images, and of the last rounds'.
+    parts = [as_set(u, r, setting) for u, r in zip(updates, results, strict=True)]
+    fresh = SyntheticSet.concat([SyntheticSet.empty(setting.spec), *parts])
+    replay = (*state.replay, fresh)[-setting.config.distill.replay_rounds :]
+    union = SyntheticSet.concat([*replay, prior_set(setting, server_round)])
+
+    # Step 5: the next surrogate and the global models learn from the union.
+    surrogate = next_surrogate(state, updates, union, setting)
+    models = {
+        name: train_global_model(name, weights, union, setting, server_round)
+        for name, weights in state.global_models.items()
+    }
+    kept = {r.report.partition_id: r.latents for r in results if r.latents is not None}
+    latents = state.latents | kept if setting.config.distill.warm_start else {}
+    reports = tuple(r.report for r in results)
+    return (
+        ServerState(server_round, surrogate, models, latents, replay),
+        RoundReport(reports, fresh, union),
+    )
+
+
+def distill_job(update: ClientUpdate, state: ServerState, setting: Setting) -> DistillJob:
+    """Return what distillation needs of one client's reply."""
+    config = setting.config
+    old = state.latents.get(update.partition_id)
+    if config.distill.classes == "all":
+        classes = set(range(setting.spec.num_classes))
+    else:
+        shrink = config.client.lr * config.client.weight_decay
+        shrink *= config.client.epochs * -(-update.num_examples // config.client.batch_size)
+        classes = set(
+            owned_classes(state.surrogate, update.params, update.label_counts, shrink=shrink)
+        )
+        # What one round proved stays proven.
+        classes |= set() if old is None else set(old.labels.tolist())
+    return DistillJob(
+        partition_id=update.partition_id,
+        server_round=state.server_round + 1,
+        seed=config.seed,
+        start=state.surrogate,
+        target=update.params,
+        images_per_class={k: config.distill.images_per_class for k in sorted(classes)},
+        latents=old,
+    )
+
+
+def run_jobs(jobs: Sequence[DistillJob], engine: Engine, emit: Emit) -> list[DistillResult]:
+    """Distil all jobs, telling how far along they are."""
+    began, done = time.monotonic(), dict.fromkeys((j.partition_id for j in jobs), 0.0)
+
+    def left_s() -> float:
+        share = sum(done.values()) / len(done)
+        return (time.monotonic() - began) * (1 - share) / share if share else math.nan
+
+    def on_progress(partition_id: int, iteration: int, iterations: int, loss: float) -> None:
+        done[partition_id] = iteration / iterations
+        emit("distill-progress", partition_id=partition_id, iteration=iteration,
+             iterations=iterations, loss=loss, eta_s=left_s())
+
+    def on_result(result: DistillResult) -> None:
+        done[result.report.partition_id] = 1.0
+        emit("distilled", **asdict(result.report), eta_s=left_s())
+
+    return engine.run(jobs, on_progress, on_result)
+
+
+def as_set(update: ClientUpdate, result: DistillResult, setting: Setting) -> SyntheticSet:
+    """Return one client's images; they weigh as many examples as the client has, or 1 each."""
+    n = len(result.images)
+    weight = update.num_examples / n if setting.config.server.weight_by_examples and n else 1.0
+    return SyntheticSet(
+        images=result.images,
+        targets=result.targets,
+        weights=torch.full((n,), weight),
+        owner=torch.full((n,), update.partition_id),
+    )
+
+
+def prior_set(setting: Setting, server_round: int, count: int | None = None) -> SyntheticSet:
+    """Return ``count`` images a class of the prior's own (default: as the config says)."""
+    spec = setting.spec
+    if count is None:
+        count = setting.config.server.prior_images_per_class
+    labels = torch.arange(spec.num_classes).repeat_interleave(count)
+    if not len(labels):
+        return SyntheticSet.empty(spec)
+    rng = derive(setting.config.seed, "prior-images", server_round)
+    values = setting.prior.sample(labels, rng=rng)
+    return SyntheticSet(
+        images=decode_clamped(setting.prior, values, setting.bench),
+        targets=one_hot(labels, spec.num_classes).float(),
+        weights=torch.ones(len(labels)),
+        owner=torch.full((len(labels),), -1),
+    )
+
+
+def next_surrogate(
+    state: ServerState, updates: Sequence[ClientUpdate], union: SyntheticSet, setting: Setting
+) -> Params:
+    """Return theta_{t+1}: the old surrogate or the mean reply, trained on the union or not."""
+    how = setting.config.server.surrogate_update
+    start = state.surrogate
+    if how.startswith("aggregate") and updates:
+        start = weighted_mean([u.params for u in updates], [u.num_examples for u in updates])
+    if how == "aggregate" or not len(union):
+        return start
+    load_params(setting.surrogate, start)
+    _train_on(setting.surrogate, union, setting.config.server, setting,
+              rng=derive(setting.config.seed, "surrogate-training", state.server_round + 1))
+    return params_of(setting.surrogate)
+
+
+def train_global_model(
+    name: str, weights: dict[str, Tensor], union: SyntheticSet, setting: Setting, server_round: int
+) -> dict[str, Tensor]:
+    """Return the named model's weights after more training on the union."""
+    if not len(union):
+        return weights
+    model = setting.global_models[name]
+    model.load_state_dict(weights)
+    index = list(setting.global_models).index(name)
+    _train_on(model, union, setting.config.global_model, setting,
+              rng=derive(setting.config.seed, "global-model-training", server_round, index))
+    return _copy(model.state_dict())
+
+
+def generator_only(setting: Setting) -> dict[str, dict[str, Tensor]]:
+    """Return the control: every model trained on the prior alone, no client asked.
+
+    The surrogate and the global models see as many images a class of the prior as a round's
+    union would hold if every client owned every class, at the server's own settings. The models
+    are returned as ``{name: state dict}``, the surrogate under ``"surrogate"``.
+    """
+    config = setting.config
+    count = max(50, config.distill.images_per_class, config.server.prior_images_per_class)
+    union = prior_set(setting, 0, count)
+    state = init_state(setting)
+    load_params(setting.surrogate, state.surrogate)
+    _train_on(setting.surrogate, union, config.server, setting,
+              rng=derive(config.seed, "surrogate-training", 0))
+    models = {"surrogate": _copy(setting.surrogate.state_dict())}
+    for name, weights in state.global_models.items():
+        models[name] = train_global_model(name, weights, union, setting, 0)
+    return models
+
+
+def _train_on(
+    model: nn.Module, union: SyntheticSet, config: TrainConfig, setting: Setting,
+    *, rng: torch.Generator,
+) -> None:
+    model.to(setting.device)
+    weights = union.weights / union.weights.mean()
+    train(model, union.images.to(setting.device), union.targets.to(setting.device), config,
+          weights=weights.to(setting.device), rng=rng)
+    model.to("cpu")
+
+
+def _copy(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in state_dict.items()}

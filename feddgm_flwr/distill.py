@@ -1,0 +1,309 @@
+"""One client's latents descend the matching loss (paper, step 3; Algorithm 1's inner loop).
+
+``distill_client`` takes a job (where the client started, where it ended, which classes it owns)
+and a bench (the frozen prior, the surrogate's architecture, the settings) and returns latents,
+decoded images and a report. It knows no Flower, no round and no other client, so jobs may run
+anywhere, in any order, with the same result.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, one_hot
+
+from feddgm_flwr.augment import augment
+from feddgm_flwr.config import DistillConfig
+from feddgm_flwr.generators import Prior
+from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.matching import MatchingGradients, StepLoss, matching_gradients
+from feddgm_flwr.params import Params
+from feddgm_flwr.seeding import derive, derive_seed
+from feddgm_flwr.synthetic import Latents, extend_latents, fresh_latents
+
+Progress = Callable[[int, int, float], None]
+"""``progress(iteration, iterations, loss)``."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every job of a run shares.
+
+    Attributes
+    ----------
+    student
+        The surrogate's architecture; its own weights are never read.
+    chunk
+        Images decoded at a time where no gradient is needed.
+    """
+
+    student: nn.Module
+    prior: Prior
+    config: DistillConfig
+    spec: ImageSpec
+    chunk: int
+    device: torch.device
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data set."""
+        return self.spec.num_classes
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """One client's trajectory, to be turned into images.
+
+    Attributes
+    ----------
+    start, target
+        theta_t and theta_i.
+    images_per_class
+        Class -> number of images; only the classes to distil.
+    latents
+        The client's latents of an earlier round, or None.
+    """
+
+    partition_id: int
+    server_round: int
+    seed: int
+    start: Params
+    target: Params
+    images_per_class: dict[int, int]
+    latents: Latents | None
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """How one client's distillation went.
+
+    Attributes
+    ----------
+    first_loss, last_loss
+        Matching loss (1 at the start of the trajectory, 0 on the client's end point).
+    stopped
+        "" after all iterations, "converged", or the reason it was given up.
+    """
+
+    partition_id: int
+    classes: tuple[int, ...]
+    num_images: int
+    iterations: int
+    first_loss: float
+    last_loss: float
+    student_lr: float
+    seconds: float
+    stopped: str
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """A job's outcome; ``latents`` is None where not one finite step was made.
+
+    Attributes
+    ----------
+    images
+        Decoded, clamped to [0, 1].
+    targets
+        Class probabilities.
+    """
+
+    latents: Latents | None
+    images: Float[Tensor, "n c h w"]
+    targets: Float[Tensor, "n k"]
+    report: DistillReport
+
+
+def distill_client(
+    job: DistillJob, bench: Bench, *, progress: Progress | None = None
+) -> DistillResult:
+    """Optimise the job's latents, student learning rate and (if soft) labels.
+
+    A non-finite loss ends the descent at the last finite latents and is reported, never raised.
+    """
+    began = time.perf_counter()
+    config, device = bench.config, bench.device
+    rng = derive(job.seed, "latents", job.server_round, job.partition_id)
+    make = (bench.prior, job.images_per_class, bench.num_classes, config)
+    latents = (
+        fresh_latents(*make, rng=rng)
+        if job.latents is None
+        else extend_latents(job.latents, *make, rng=rng)
+    )
+    iterations = config.iterations if job.latents is None else config.warm_iterations
+    start = {k: v.to(device) for k, v in job.start.items()}
+    target = {k: v.to(device) for k, v in job.target.items()}
+
+    variables = _Variables(latents, config, bench.num_classes, device)
+    losses: list[float] = []
+    stopped = ""
+    best = latents
+    for iteration in range(iterations):
+        images = bench.prior.decode(variables.values)
+        targets = variables.targets()
+        gradients = matching_gradients(
+            student_loss(bench, job, iteration, len(images)),
+            start, target, images, targets, variables.student_lr(),
+            steps=config.student_steps, exact=config.gradient == "exact",
+        )
+        loss = float(gradients.loss)
+        if not math.isfinite(loss):
+            stopped = f"non-finite matching loss at iteration {iteration + 1}"
+            break
+        losses.append(loss)
+        best = variables.latents(latents.labels)
+        variables.step(images, targets, gradients)
+        if progress:
+            progress(iteration + 1, iterations, loss)
+        if converged(losses, config.stop_tolerance):
+            stopped = "converged"
+            break
+    if not stopped or stopped == "converged":
+        best = variables.latents(latents.labels)
+    return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
+
+
+def student_loss(bench: Bench, job: DistillJob, iteration: int, num_images: int) -> StepLoss:
+    """Return the student's loss at each step: a minibatch, augmented, under cross-entropy."""
+    config = bench.config
+    address = (job.server_round, job.partition_id, iteration)
+    batch = config.student_batch
+    batches = (
+        minibatches(num_images, batch, config.student_steps,
+                    rng=derive(job.seed, "student-batches", *address))
+        if 0 < batch < num_images
+        else None
+    )
+    base = derive_seed(job.seed, "student-augment", *address)
+
+    def loss(params: Params, images: Tensor, targets: Tensor, step: int) -> Tensor:
+        if batches is not None:
+            chosen = batches[step].to(images.device)
+            images, targets = images[chosen], targets[chosen]
+        if config.augment:
+            rng = torch.Generator().manual_seed(base + step)
+            images = augment(images, config.augment, rng=rng, siamese=True)
+        return cross_entropy(functional_call(bench.student, params, (images,)), targets)
+
+    return loss
+
+
+def minibatches(
+    n: int, size: int, steps: int, *, rng: torch.Generator
+) -> list[Tensor]:
+    """Return ``steps`` index batches that pass over 0..n-1 in seeded epochs."""
+    epochs = -(-steps // (n // size))
+    order = [torch.randperm(n, generator=rng)[: n // size * size].split(size)
+             for _ in range(epochs)]
+    return [batch for epoch in order for batch in epoch][:steps]
+
+
+def converged(losses: list[float], tolerance: float, window: int = 5) -> bool:
+    """Whether the best loss of the last ``window`` beats all before by less than ``tolerance``."""
+    if tolerance <= 0 or len(losses) < 2 * window:
+        return False
+    before, now = min(losses[:-window]), min(losses[-window:])
+    return now > before * (1 - tolerance)
+
+
+class _Variables:
+    """The tensors being optimised and their optimiser."""
+
+    def __init__(
+        self, latents: Latents, config: DistillConfig, num_classes: int, device: torch.device
+    ) -> None:
+        self.values = latents.values.to(device).clone().requires_grad_()
+        self._hard = one_hot(latents.labels, num_classes).to(device, self.values.dtype)
+        self._logits = (
+            None if latents.label_logits is None
+            else latents.label_logits.to(device).clone().requires_grad_()
+        )
+        # Adam moves the logarithm, so its step is a ratio; SGD moves the rate, as the paper.
+        self._log = config.optimizer == "adam"
+        lr = math.log(latents.student_lr) if self._log else latents.student_lr
+        self._lr = torch.tensor(lr, device=device, dtype=self.values.dtype).requires_grad_()
+        groups = [{"params": [self.values], "lr": config.latent_lr},
+                  {"params": [self._lr], "lr": config.student_lr_lr}]
+        if self._logits is not None:
+            groups.append({"params": [self._logits], "lr": config.label_lr})
+        self._optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(groups) if self._log
+            else torch.optim.SGD(groups, momentum=config.momentum)
+        )
+
+    def student_lr(self) -> Float[Tensor, ""]:
+        """Return eta, detached."""
+        value = self._lr.detach()
+        return value.exp() if self._log else value.clamp_min(1e-6)
+
+    def targets(self) -> Float[Tensor, "n k"]:
+        """Return class probabilities, with a graph where they are learned."""
+        return self._hard if self._logits is None else self._logits.softmax(1)
+
+    def step(self, images: Tensor, targets: Tensor, grads: MatchingGradients) -> None:
+        """Pull image and label gradients back to the variables and descend."""
+        (self.values.grad,) = torch.autograd.grad(images, self.values, grads.images)
+        if self._logits is not None:
+            (self._logits.grad,) = torch.autograd.grad(targets, self._logits, grads.targets)
+        self._lr.grad = grads.lr * self.student_lr() if self._log else grads.lr
+        self._optimizer.step()
+
+    def latents(self, labels: Tensor) -> Latents:
+        """Return the variables' present values, on the CPU."""
+        return Latents(
+            values=self.values.detach().cpu().clone(),
+            labels=labels,
+            label_logits=None if self._logits is None else self._logits.detach().cpu().clone(),
+            student_lr=float(self.student_lr()),
+        )
+
+
+def _result(
+    job: DistillJob, bench: Bench, latents: Latents, losses: list[float], stopped: str,
+    seconds: float,
+) -> DistillResult:
+    if not losses and stopped:
+        return failed_result(job, bench, stopped, seconds=seconds)
+    targets = (
+        one_hot(latents.labels, bench.num_classes).float()
+        if latents.label_logits is None else latents.label_logits.softmax(1)
+    )
+    report = DistillReport(
+        partition_id=job.partition_id,
+        classes=tuple(sorted(job.images_per_class)),
+        num_images=len(latents.labels),
+        iterations=len(losses),
+        first_loss=losses[0] if losses else math.nan,
+        last_loss=losses[-1] if losses else math.nan,
+        student_lr=latents.student_lr,
+        seconds=seconds,
+        stopped=stopped,
+    )
+    images = decode_clamped(bench.prior, latents.values, bench)
+    return DistillResult(latents, images, targets, report)
+
+
+def failed_result(
+    job: DistillJob, bench: Bench, reason: str, *, seconds: float = 0.0
+) -> DistillResult:
+    """Return the outcome of a job that gave nothing; the client's old latents stay."""
+    report = DistillReport(
+        job.partition_id, tuple(sorted(job.images_per_class)), 0, 0, math.nan, math.nan,
+        bench.config.student_lr, seconds, reason,
+    )
+    spec = bench.spec
+    images = torch.empty(0, spec.channels, spec.size, spec.size)
+    return DistillResult(job.latents, images, torch.empty(0, bench.num_classes), report)
+
+
+@torch.no_grad()
+def decode_clamped(prior: Prior, values: Tensor, bench: Bench) -> Float[Tensor, "n c h w"]:
+    """Return images in [0, 1] on the CPU, decoded a chunk at a time."""
+    parts = [prior.decode(part.to(bench.device)).cpu() for part in values.split(bench.chunk)]
+    return torch.cat(parts).clamp(0, 1)
+

@@ -1,0 +1,207 @@
+"""Where distillation jobs run: the ``map`` over clients that Algorithm 1 takes as a parameter.
+
+Every engine gives the same results for the same jobs, bit for bit on a CPU: a job carries its own
+seed, and computes on one thread. Workers that each took all threads would fight for cores.
+``cluster`` holds the Ray engine. Knows nothing of rounds or clients beyond a job.
+"""
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+from feddgm_flwr.config import DistillConfig
+from feddgm_flwr.distill import (
+    Bench,
+    DistillJob,
+    DistillResult,
+    Progress,
+    distill_client,
+    failed_result,
+)
+
+OnProgress = Callable[[int, int, int, float], None]
+"""``on_progress(partition_id, iteration, iterations, loss)``."""
+OnResult = Callable[[DistillResult], None]
+"""Called as each job ends, in any order."""
+
+ATTEMPTS = 3
+"""Times a job is started before a worker that keeps dying makes it a failed one."""
+
+
+class Engine(Protocol):
+    """Runs jobs; results come back in the order of the jobs."""
+
+    def run(
+        self, jobs: Sequence[DistillJob], on_progress: OnProgress, on_result: OnResult
+    ) -> list[DistillResult]:
+        """Distil every job."""
+        ...
+
+    def close(self) -> None:
+        """Release workers."""
+        ...
+
+
+def build_engine(config: DistillConfig, bench: Bench) -> Engine:
+    """Return the engine that ``config`` names; close it after the run."""
+    match config.engine:
+        case "serial":
+            return SerialEngine(bench)
+        case "processes":
+            workers = config.workers or default_workers(bench.device)
+            return SerialEngine(bench) if workers == 1 else ProcessEngine(bench, workers)
+        case "ray":
+            from feddgm_flwr.cluster import RayEngine
+
+            return RayEngine(bench, workers=config.workers)
+
+
+def default_workers(device: torch.device) -> int:
+    """Return one worker a core this process may use, or a single one on a GPU."""
+    return 1 if device.type == "cuda" else len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_job(job: DistillJob, bench: Bench, progress: Progress) -> DistillResult:
+    """Distil one job on one thread; an error of the machine fails this client alone."""
+    try:
+        with threads(1):
+            return distill_client(job, bench, progress=progress)
+    except (RuntimeError, MemoryError, ArithmeticError) as error:
+        return failed_result(job, bench, f"{type(error).__name__}: {error}")
+
+
+class SerialEngine:
+    """One job after the other, in this process."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def run(
+        self, jobs: Sequence[DistillJob], on_progress: OnProgress, on_result: OnResult
+    ) -> list[DistillResult]:
+        """Distil every job."""
+        results = []
+        for job in jobs:
+            partition_id = job.partition_id
+
+            def progress(i: int, n: int, loss: float, who: int = partition_id) -> None:
+                on_progress(who, i, n, loss)
+
+            results.append(run_job(job, self._bench, progress))
+            on_result(results[-1])
+        return results
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class ProcessEngine:
+    """A pool of spawned processes that lives as long as the run."""
+
+    def __init__(self, bench: Bench, workers: int) -> None:
+        self._bench, self._workers = bench, workers
+        self._context = multiprocessing.get_context("spawn")
+        self._news = self._context.Queue()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(
+        self, jobs: Sequence[DistillJob], on_progress: OnProgress, on_result: OnResult
+    ) -> list[DistillResult]:
+        """Distil every job; jobs of a worker that died are started again."""
+        results: dict[int, DistillResult] = {}
+        for _ in range(ATTEMPTS):
+            left = [i for i in range(len(jobs)) if i not in results]
+            if not left:
+                break
+            try:
+                self._attempt(jobs, left, results, on_progress, on_result)
+            except BrokenProcessPool:
+                self.close()
+        for i in range(len(jobs)):
+            if i not in results:
+                results[i] = failed_result(
+                    jobs[i], self._bench, f"its worker process died {ATTEMPTS} times"
+                )
+                on_result(results[i])
+        return [results[i] for i in range(len(jobs))]
+
+    def _attempt(
+        self,
+        jobs: Sequence[DistillJob],
+        left: list[int],
+        results: dict[int, DistillResult],
+        on_progress: OnProgress,
+        on_result: OnResult,
+    ) -> None:
+        pool = self._start()
+        waiting: dict[Future[DistillResult], int] = {
+            pool.submit(_work, jobs[i]): i for i in left
+        }
+        while waiting:
+            done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            self._pass_on(on_progress)
+            for future in done:
+                index = waiting.pop(future)
+                results[index] = future.result()
+                on_result(results[index])
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self._workers,
+                mp_context=self._context,
+                initializer=_init_worker,
+                initargs=(self._bench, self._news),
+            )
+        return self._pool
+
+    def _pass_on(self, on_progress: OnProgress) -> None:
+        while True:
+            try:
+                on_progress(*self._news.get_nowait())
+            except queue.Empty:
+                return
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+_worker: tuple[Bench, "multiprocessing.Queue[tuple[int, int, int, float]]"] | None = None
+
+
+def _init_worker(
+    bench: Bench, news: "multiprocessing.Queue[tuple[int, int, int, float]]"
+) -> None:
+    global _worker
+    _worker = bench, news
+
+
+def _work(job: DistillJob) -> DistillResult:
+    assert _worker is not None
+    bench, news = _worker
+
+    def progress(iteration: int, iterations: int, loss: float) -> None:
+        news.put((job.partition_id, iteration, iterations, loss))
+
+    return run_job(job, bench, progress)

@@ -1,0 +1,133 @@
+"""A run on disk after every round, so that ``resume`` is the uninterrupted run, bit for bit.
+
+A checkpoint holds tensors and plain values only and is read with ``weights_only=True``: a file
+from elsewhere cannot run code. Randomness is derived from (seed, round, partition id), so there
+is no generator to save.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from feddgm_flwr.algorithm import ServerState
+from feddgm_flwr.config import Scalar
+from feddgm_flwr.monitoring.files import write_atomically
+from feddgm_flwr.synthetic import Latents, SyntheticSet
+
+FILE = "checkpoint.pt"
+FORMAT = 1
+
+MAY_DIFFER = frozenset(
+    {
+        "resume", "out-dir", "data.root", "data.download", "client.threads",
+        "distill.engine", "distill.workers", "server.node-wait-s", "server.round-timeout-s",
+    }
+)
+"""Keys that say where and how fast, never what."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on.
+
+    Attributes
+    ----------
+    memory
+        What the arithmetic keeps between rounds beside the state (moments of FedAdam, ...).
+    results
+        ``result.json`` so far.
+    config
+        The resolved settings, flat.
+    """
+
+    state: ServerState
+    memory: dict[str, Any]
+    results: dict[str, Any]
+    config: dict[str, Scalar]
+
+
+def save(out_dir: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint of ``out_dir``."""
+    plain = {
+        "format": FORMAT,
+        "state": _plain_state(checkpoint.state),
+        "memory": checkpoint.memory,
+        "results": checkpoint.results,
+        "config": checkpoint.config,
+    }
+    buffer = io.BytesIO()
+    torch.save(plain, buffer)
+    write_atomically(out_dir / FILE, buffer.getvalue())
+
+
+def load(out_dir: Path) -> Checkpoint:
+    """Return the checkpoint of ``out_dir``.
+
+    Raises
+    ------
+    ValueError
+        There is none, or it is of another format.
+    """
+    path = out_dir / FILE
+    if not path.is_file():
+        raise ValueError(
+            f"resume = true needs a checkpoint in out-dir, got none at {path}; "
+            "run with resume = false, or point out-dir at the run to go on with"
+        )
+    plain = torch.load(path, weights_only=True, map_location="cpu")
+    if plain.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} must be of format {FORMAT}, got {plain.get('format')!r}; it is from "
+            "another version of this project, so start a new run"
+        )
+    return Checkpoint(
+        _state(plain["state"]), plain["memory"], plain["results"], plain["config"]
+    )
+
+
+def check_same_run(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> None:
+    """Raise unless ``now`` goes on with the run that ``saved`` settings began.
+
+    Raises
+    ------
+    ValueError
+        A key that changes the numbers differs, or the run has fewer rounds than before.
+    """
+    rounds = "num-server-rounds"
+    differing = sorted(
+        key
+        for key in saved.keys() | now.keys()
+        if saved.get(key) != now.get(key) and key not in MAY_DIFFER | {rounds}
+    )
+    if int(now[rounds]) < int(saved[rounds]):
+        differing.append(rounds)
+    if differing:
+        said = ", ".join(f"{k} = {now.get(k)!r} (was {saved.get(k)!r})" for k in differing)
+        raise ValueError(
+            f"resume needs the settings that the run began with, got {said}; "
+            "change them back, or start a new run in another out-dir"
+        )
+
+
+def _plain_state(state: ServerState) -> dict[str, Any]:
+    return {
+        "server_round": state.server_round,
+        "surrogate": state.surrogate,
+        "global_models": state.global_models,
+        "latents": {pid: vars(latents) for pid, latents in state.latents.items()},
+        "replay": [vars(synthetic) for synthetic in state.replay],
+    }
+
+
+def _state(plain: Mapping[str, Any]) -> ServerState:
+    return ServerState(
+        server_round=plain["server_round"],
+        surrogate=plain["surrogate"],
+        global_models=plain["global_models"],
+        latents={pid: Latents(**latents) for pid, latents in plain["latents"].items()},
+        replay=tuple(SyntheticSet(**synthetic) for synthetic in plain["replay"]),
+    )

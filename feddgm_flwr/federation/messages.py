@@ -1,0 +1,313 @@
+"""The wire format: records to typed values and back; every key name lives here.
+
+A client's reply is Flower's own contract (one ArrayRecord, one MetricRecord), so that Flower's
+strategies can read it. What arrives is checked here, once: a reply is a ``ClientUpdate`` or a
+``Rejection`` with a sentence, never an exception. Knows no data set and no strategy.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from feddgm_flwr.algorithm import ClientUpdate
+from feddgm_flwr.evaluation import Evaluation
+from feddgm_flwr.params import Params, all_finite
+
+ARRAYS = "arrays"
+METRICS = "metrics"
+CONFIG = "config"
+
+SERVER_ROUND = "server-round"
+PROXIMAL_MU = "proximal-mu"
+NUM_EXAMPLES = "num-examples"
+PARTITION_ID = "partition-id"
+NUM_PARTITIONS = "num-partitions"
+OWN_DATA = "own-data"
+DATA_DIR = "data-dir"
+TRAIN_LOSS = "train-loss"
+SECONDS = "seconds"
+LABEL_COUNTS = "label-counts"
+ACCURACY = "accuracy"
+LOSS = "loss"
+
+WHOAMI = "whoami"
+"""Name of the query that asks a node for its partition id."""
+
+MAX_EXAMPLES = 10**9
+"""More images than any client has."""
+MAX_MOVEMENT = 1000.0
+"""Largest believable |theta_i - theta_t|, in units of |theta_t| + 1."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a reply is set aside, as one sentence."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sends: the surrogate and the few settings of a round."""
+
+    params: Params
+    server_round: int
+    proximal_mu: float
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a node is.
+
+    Attributes
+    ----------
+    num_partitions
+        Parts that the data were divided into; 0 for a device with data of its own.
+    """
+
+    partition_id: int
+    num_partitions: int
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, bool | float | int | str]) -> "Identity":
+        """Read a node's identity from its node config.
+
+        Raises
+        ------
+        ValueError
+            An identity is missing or impossible.
+        """
+        own_data = bool(node_config.get(DATA_DIR))
+        partition_id = node_config.get(PARTITION_ID)
+        count = 0 if own_data else node_config.get(NUM_PARTITIONS)
+        if not _is_count(partition_id):
+            raise ValueError(
+                f"node-config {PARTITION_ID} must be a whole number >= 0, got "
+                f"{partition_id!r}; start the SuperNode with --node-config "
+                f"'{PARTITION_ID}=0 ...', another number for each"
+            )
+        if not own_data and (not _is_count(count) or partition_id >= count):
+            raise ValueError(
+                f"node-config {NUM_PARTITIONS} must be a whole number greater than "
+                f"{PARTITION_ID} = {partition_id}, got {count!r}; set it, or {DATA_DIR} "
+                "for a device with data of its own"
+            )
+        return cls(int(partition_id), int(count))
+
+
+def train_message_content(
+    params: Params, server_round: int, *, proximal_mu: float = 0.0
+) -> RecordDict:
+    """Return the broadcast of a round."""
+    config = ConfigRecord({SERVER_ROUND: server_round, PROXIMAL_MU: proximal_mu})
+    return RecordDict({ARRAYS: to_record(params), CONFIG: config})
+
+
+def read_broadcast(message: Message) -> Broadcast:
+    """Return what ``train_message_content`` put in."""
+    config = message.content.config_records[CONFIG]
+    server_round, mu = config[SERVER_ROUND], config[PROXIMAL_MU]
+    assert isinstance(server_round, int)
+    assert isinstance(mu, float)
+    params = from_record(message.content.array_records[ARRAYS])
+    return Broadcast(params, server_round, mu)
+
+
+def reply_content(
+    update: ClientUpdate, *, train_loss: float, seconds: float
+) -> RecordDict:
+    """Return a client's reply; its label counts travel only where ``update`` holds them."""
+    metrics = MetricRecord(
+        {
+            NUM_EXAMPLES: update.num_examples,
+            PARTITION_ID: update.partition_id,
+            TRAIN_LOSS: train_loss,
+            SECONDS: seconds,
+        }
+    )
+    if update.label_counts is not None:
+        metrics[LABEL_COUNTS] = list(update.label_counts)
+    return RecordDict({ARRAYS: to_record(update.params), METRICS: metrics})
+
+
+def parse_reply(
+    message: Message, template: Params, num_classes: int
+) -> ClientUpdate | Rejection:
+    """Return what a client's reply says, or why it cannot be believed.
+
+    Parameters
+    ----------
+    template
+        The broadcast surrogate: names, shapes and types that the reply must have, and the
+        point from which it must have moved.
+    """
+    if message.has_error():
+        return Rejection(f"the client failed: {message.error.reason}")
+    try:
+        arrays = message.content.array_records[ARRAYS]
+        metrics = message.content.metric_records[METRICS]
+        params = from_record(arrays)
+    except Exception as error:  # the bytes come from elsewhere and may be anything
+        return Rejection(f"the reply cannot be read ({type(error).__name__}: {error})")
+    reason = (
+        _wrong_metrics(metrics, num_classes)
+        or _wrong_arrays(params, template)
+        or _wrong_movement(params, template)
+    )
+    if reason:
+        return Rejection(reason)
+    counts = metrics.get(LABEL_COUNTS)
+    return ClientUpdate(
+        partition_id=_int(metrics[PARTITION_ID]),
+        params={name: params[name] for name in template},
+        num_examples=_int(metrics[NUM_EXAMPLES]),
+        label_counts=tuple(map(_int, counts)) if isinstance(counts, list) else None,
+    )
+
+
+def reported(message: Message) -> dict[str, float | None]:
+    """Return a parsed reply's training loss and seconds, for the log; None where unsaid."""
+    metrics = message.content.metric_records[METRICS]
+    found = {"train_loss": metrics.get(TRAIN_LOSS), "seconds": metrics.get(SECONDS)}
+    return {k: float(v) if isinstance(v, int | float) else None for k, v in found.items()}
+
+
+def evaluation_content(evaluation: Evaluation, num_examples: int) -> RecordDict:
+    """Return a client's score of the surrogate on its own test images."""
+    metrics = MetricRecord(
+        {
+            ACCURACY: evaluation.accuracy,
+            LOSS: evaluation.loss,
+            NUM_EXAMPLES: num_examples,
+        }
+    )
+    return RecordDict({METRICS: metrics})
+
+
+def parse_evaluation(message: Message) -> tuple[Evaluation, int] | Rejection:
+    """Return a client's score and the images it rests on, or why it cannot be believed."""
+    if message.has_error():
+        return Rejection(f"the client failed: {message.error.reason}")
+    metrics = message.content.metric_records.get(METRICS, MetricRecord())
+    accuracy, loss = metrics.get(ACCURACY), metrics.get(LOSS)
+    if not _is_finite(accuracy) or not 0 <= accuracy <= 1:
+        return Rejection(f"{ACCURACY} must be between 0 and 1, got {accuracy!r}")
+    if not _is_finite(loss):
+        return Rejection(f"{LOSS} must be a finite number, got {loss!r}")
+    count = metrics.get(NUM_EXAMPLES)
+    if not _is_count(count) or not 0 < count <= MAX_EXAMPLES:
+        return Rejection(f"{NUM_EXAMPLES} must be a whole number >= 1, got {count!r}")
+    return Evaluation(float(accuracy), float(loss)), int(count)
+
+
+def identity_content(identity: Identity) -> RecordDict:
+    """Return a node's answer to the query ``whoami``."""
+    metrics = MetricRecord(
+        {
+            PARTITION_ID: identity.partition_id,
+            NUM_PARTITIONS: identity.num_partitions,
+        }
+    )
+    return RecordDict({METRICS: metrics})
+
+
+def parse_identity(message: Message) -> Identity | Rejection:
+    """Return who a node says it is, or why that cannot be believed."""
+    if message.has_error():
+        return Rejection(f"the client failed: {message.error.reason}")
+    metrics = message.content.metric_records.get(METRICS, MetricRecord())
+    partition_id, count = metrics.get(PARTITION_ID), metrics.get(NUM_PARTITIONS)
+    if not _is_count(partition_id) or not _is_count(count):
+        return Rejection(
+            f"{PARTITION_ID} and {NUM_PARTITIONS} must be whole numbers >= 0, got "
+            f"{partition_id!r} and {count!r}"
+        )
+    return Identity(int(partition_id), int(count))
+
+
+def to_record(params: Params) -> ArrayRecord:
+    """Return ``params`` as an ArrayRecord, names in order, types kept."""
+    return ArrayRecord({name: p.detach().cpu() for name, p in params.items()})
+
+
+def from_record(record: ArrayRecord) -> Params:
+    """Return an ArrayRecord's tensors, names in order, types kept."""
+    return dict(record.to_torch_state_dict())
+
+
+def content_bytes(message: Message) -> int:
+    """Return the size of a message's records; 0 for one that carries an error."""
+    if not message.has_content():
+        return 0
+    return sum(record.count_bytes() for record in message.content.values())
+
+
+def _wrong_metrics(metrics: MetricRecord, num_classes: int) -> str:
+    """Return what is wrong with a reply's numbers, or ""."""
+    partition_id, examples = metrics.get(PARTITION_ID), metrics.get(NUM_EXAMPLES)
+    if not _is_count(partition_id):
+        return f"{PARTITION_ID} must be a whole number >= 0, got {partition_id!r}"
+    if not _is_count(examples) or not 0 < examples <= MAX_EXAMPLES:
+        return (
+            f"{NUM_EXAMPLES} must be a whole number from 1 to {MAX_EXAMPLES}, "
+            f"got {examples!r}"
+        )
+    counts = metrics.get(LABEL_COUNTS)
+    if counts is None:
+        return ""
+    if not isinstance(counts, list) or not all(map(_is_count, counts)):
+        return f"{LABEL_COUNTS} must be a list of whole numbers >= 0, got {counts!r}"
+    if len(counts) != num_classes or sum(counts) != examples:
+        return (
+            f"{LABEL_COUNTS} must be {num_classes} numbers that add up to "
+            f"{NUM_EXAMPLES} = {examples}, got {counts!r}"
+        )
+    return ""
+
+
+def _wrong_arrays(params: Params, template: Params) -> str:
+    """Return what is wrong with a reply's tensors, or ""."""
+    if params.keys() != template.keys():
+        missing, extra = sorted(template.keys() - params), sorted(params.keys() - template)
+        return f"its parameters are not the surrogate's: missing {missing}, unknown {extra}"
+    for name, expected in template.items():
+        got = params[name]
+        if got.shape != expected.shape:
+            return (
+                f"{name} must have shape {tuple(expected.shape)}, got {tuple(got.shape)}"
+            )
+        if got.dtype != expected.dtype:
+            return f"{name} must be {expected.dtype}, got {got.dtype}"
+    return "" if all_finite(params) else "its parameters hold NaN or infinity"
+
+
+def _wrong_movement(params: Params, template: Params) -> str:
+    """Return what is wrong with how far the client went, or ""."""
+    moved = _norm({k: params[k].double() - template[k].double() for k in template})
+    bound = MAX_MOVEMENT * (_norm(template) + 1)
+    if moved == 0:
+        return "it did not move from the broadcast surrogate, so it tells nothing"
+    if moved > bound:
+        return f"it moved by {moved:.3g}, beyond the believable {bound:.3g}"
+    return ""
+
+
+def _norm(params: Params) -> float:
+    squares = [p.double().square().sum() for p in params.values()]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value

@@ -1,0 +1,114 @@
+"""Who is online, by partition id: node ids are random in every run, partition ids are not.
+
+Each new node is asked once (again if it stays silent, at most ``ATTEMPTS`` times); waiting is
+bounded. Knows nothing of rounds.
+"""
+
+import logging
+import time
+from collections import Counter
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from feddgm_flwr.federation.messages import (
+    CONFIG,
+    WHOAMI,
+    Identity,
+    Rejection,
+    parse_identity,
+)
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 2
+POLL_S = 1.0
+
+
+class TooFewClientsError(RuntimeError):
+    """Fewer clients came online than the run needs."""
+
+
+class Roster:
+    """The partition ids behind the nodes.
+
+    Parameters
+    ----------
+    min_clients
+        Clients that must be online.
+    wait_s
+        Longest wait for them, each time.
+    """
+
+    def __init__(self, *, min_clients: int, wait_s: float) -> None:
+        self._min_clients, self._wait_s = min_clients, wait_s
+        self._known: dict[int, Identity] = {}
+        self._asked: Counter[int] = Counter()
+        self._warned: set[tuple[int, int]] = set()
+
+    @property
+    def num_partitions(self) -> int:
+        """Parts the data are divided into; 0 if any known client has data of its own."""
+        return min((i.num_partitions for i in self._known.values()), default=0)
+
+    def online(self, grid: Grid) -> dict[int, int]:
+        """Return partition id -> node id of everyone online, in order of partition id.
+
+        Raises
+        ------
+        TooFewClientsError
+            Fewer than ``min_clients`` after ``wait_s``.
+        """
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            nodes = list(grid.get_node_ids())
+            new = [n for n in nodes if n not in self._known and self._asked[n] < ATTEMPTS]
+            if new:
+                self._ask(new, grid, timeout_s=max(POLL_S, deadline - time.monotonic()))
+            online = self._by_partition(set(nodes))
+            if len(online) >= self._min_clients:
+                return online
+            if time.monotonic() >= deadline:
+                raise TooFewClientsError(
+                    f"server.min-clients = {self._min_clients} clients must come online "
+                    f"within server.node-wait-s = {self._wait_s:g} s, got {len(online)}; "
+                    "start more SuperNodes (or raise the wait), then run again with "
+                    "resume = true if a round was done"
+                )
+            time.sleep(POLL_S)
+
+    def _ask(self, nodes: list[int], grid: Grid, *, timeout_s: float) -> None:
+        self._asked.update(nodes)
+        questions = [
+            Message(
+                content=RecordDict({CONFIG: ConfigRecord()}),
+                message_type=f"{MessageType.QUERY}.{WHOAMI}",
+                dst_node_id=node,
+            )
+            for node in nodes
+        ]
+        replies = list(grid.send_and_receive(questions, timeout=timeout_s))
+        asked = {q.metadata.message_id: q.metadata.dst_node_id for q in questions}
+        answers = {asked.get(r.metadata.reply_to_message_id): parse_identity(r) for r in replies}
+        for node in sorted(nodes):
+            answer = answers.get(node, Rejection("it did not answer in time"))
+            if isinstance(answer, Rejection):
+                logger.warning("node %d is left out: %s", node, answer.reason)
+            else:
+                self._known[node] = answer
+
+    def _by_partition(self, nodes: set[int]) -> dict[int, int]:
+        """Return the online nodes by partition id; of two that claim one, the first known."""
+        found: dict[int, int] = {}
+        for node, identity in self._known.items():
+            if node not in nodes:
+                continue
+            first = found.setdefault(identity.partition_id, node)
+            if first != node and (first, node) not in self._warned:
+                self._warned.add((first, node))
+                logger.error(
+                    "nodes %d and %d both say partition-id = %d; only the first takes part, "
+                    "so give each SuperNode a partition-id of its own",
+                    first, node, identity.partition_id,
+                )
+        return dict(sorted(found.items()))

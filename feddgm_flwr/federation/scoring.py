@@ -1,0 +1,54 @@
+"""Accuracy and loss of every model on the server's own test images, where it has some."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from feddgm_flwr.algorithm import ServerState
+from feddgm_flwr.evaluation import evaluate
+from feddgm_flwr.images import ImageSet
+from feddgm_flwr.monitoring.results import Scores
+
+
+class Scorer:
+    """Scores models on one test set.
+
+    Parameters
+    ----------
+    models
+        "surrogate" and each global model -> architecture; the weights are scratch space.
+    test
+        None where the server has no test images; then nothing is scored.
+    """
+
+    def __init__(
+        self, models: Mapping[str, nn.Module], test: ImageSet | None, device: torch.device
+    ) -> None:
+        self._models, self._device = models, device
+        self._test = None if test is None else ImageSet(
+            test.images.to(device), test.labels.to(device)
+        )
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is anything to score on."""
+        return self._test is not None
+
+    def __call__(self, state: ServerState) -> Scores:
+        """Score the surrogate and the global models of ``state``."""
+        return self.score({"surrogate": state.surrogate, **state.global_models})
+
+    def score(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Scores:
+        """Score each named model with the weights given."""
+        scores = Scores()
+        if self._test is None:
+            return scores
+        for name, values in weights.items():
+            model = self._models[name]
+            model.load_state_dict(dict(values))
+            model.to(self._device)
+            found = evaluate(model, self._test.images, self._test.labels)
+            model.to("cpu")
+            scores.accuracy[name], scores.loss[name] = found.accuracy, found.loss
+        return scores

@@ -1,0 +1,114 @@
+"""Which of a round's replies count: sorted by partition id, the rest set aside with a reason.
+
+Pure: replies in, verdicts out. Arrival order and node ids leave no trace.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from flwr.app import Message
+
+from feddgm_flwr.algorithm import ClientUpdate
+from feddgm_flwr.federation.messages import Rejection, parse_reply, reported
+from feddgm_flwr.params import Params
+
+Kind = Literal["failed", "malformed", "late"]
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A reply that does not count.
+
+    Attributes
+    ----------
+    partition_id
+        The client that was asked; None where nobody was.
+    """
+
+    partition_id: int | None
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A reply that counts, with what it says of itself for the log."""
+
+    update: ClientUpdate
+    train_loss: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Screened:
+    """A round's replies, each list sorted by partition id."""
+
+    accepted: tuple[Accepted, ...]
+    set_aside: tuple[SetAside, ...]
+
+    @property
+    def updates(self) -> list[ClientUpdate]:
+        """The replies that count."""
+        return [a.update for a in self.accepted]
+
+    def count(self, kind: Kind) -> int:
+        """Return how many replies were set aside as ``kind``."""
+        return sum(s.kind == kind for s in self.set_aside)
+
+
+def screen(
+    replies: Iterable[Message],
+    asked: Mapping[str, int],
+    template: Params,
+    num_classes: int,
+) -> Screened:
+    """Judge every reply to the messages ``asked``.
+
+    Parameters
+    ----------
+    asked
+        Message id -> the partition id it was sent to. An error that the SuperLink makes on a
+        dead node's behalf names the SuperLink as its source; only the message id is sure.
+    """
+    accepted: dict[int, Accepted] = {}
+    aside: list[SetAside] = []
+    silent = set(asked.values())
+    for reply in replies:
+        sender = asked.get(reply.metadata.reply_to_message_id)
+        silent.discard(-1 if sender is None else sender)
+        verdict = _judge(reply, sender, accepted, template, num_classes)
+        if isinstance(verdict, Accepted):
+            accepted[verdict.update.partition_id] = verdict
+        else:
+            aside.append(verdict)
+    aside += [SetAside(p, "late", "it did not answer in time") for p in silent]
+    return Screened(
+        accepted=tuple(accepted[p] for p in sorted(accepted)),
+        set_aside=tuple(sorted(aside, key=_order)),
+    )
+
+
+def _judge(
+    reply: Message,
+    sender: int | None,
+    accepted: Mapping[int, Accepted],
+    template: Params,
+    num_classes: int,
+) -> Accepted | SetAside:
+    if sender is None:
+        return SetAside(None, "malformed", "it answers no message of this round")
+    parsed = parse_reply(reply, template, num_classes)
+    if isinstance(parsed, Rejection):
+        kind: Kind = "failed" if reply.has_error() else "malformed"
+        return SetAside(sender, kind, parsed.reason)
+    if parsed.partition_id != sender:
+        reason = f"it calls itself partition {parsed.partition_id}, unlike before"
+        return SetAside(sender, "malformed", reason)
+    if sender in accepted:
+        return SetAside(sender, "malformed", "it answered twice; the first one counts")
+    return Accepted(parsed, **reported(reply))
+
+
+def _order(aside: SetAside) -> tuple[int, str]:
+    return (-1 if aside.partition_id is None else aside.partition_id, aside.reason)

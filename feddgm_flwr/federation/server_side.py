@@ -1,0 +1,193 @@
+"""The server's parts, put together from its config, and what it leaves when the rounds are done."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from feddgm_flwr.algorithm import (
+    Emit,
+    RoundReport,
+    ServerState,
+    Setting,
+    generator_only,
+    init_state,
+)
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.data import datasets, partition
+from feddgm_flwr.distill import Bench
+from feddgm_flwr.engine import build_engine
+from feddgm_flwr.federation import checkpoint
+from feddgm_flwr.federation.arithmetic import Arithmetic, Distillation
+from feddgm_flwr.federation.baselines import build_baseline
+from feddgm_flwr.federation.scoring import Scorer
+from feddgm_flwr.generators import build_prior
+from feddgm_flwr.images import ImageSet, ImageSpec
+from feddgm_flwr.models import build_global_model, build_surrogate, initialise
+from feddgm_flwr.monitoring import plots
+from feddgm_flwr.monitoring.files import write_atomically
+from feddgm_flwr.monitoring.results import Results
+from feddgm_flwr.params import params_of
+from feddgm_flwr.seeding import derive
+
+logger = logging.getLogger(__name__)
+
+Control = Callable[[], dict[str, dict[str, Tensor]]]
+"""Trains every model on the prior alone; the surrogate under ``"surrogate"``."""
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What the strategy is made of.
+
+    Attributes
+    ----------
+    state, results
+        Round 0's, or the checkpoint's.
+    control
+        None for a baseline, which has no prior.
+    """
+
+    arithmetic: Arithmetic
+    state: ServerState
+    results: Results
+    scorer: Scorer
+    control: Control | None
+
+
+@contextmanager
+def server_side(
+    config: RunConfig, spec: ImageSpec, folder: Path, device: torch.device, emit: Emit
+) -> Iterator[ServerSide]:
+    """Build the server's parts and release them after the block."""
+    test = test_images(config)
+    if config.strategy == "feddgm":
+        setting = build_setting(config, spec, device)
+        models = {"surrogate": setting.surrogate, **setting.global_models}
+        try:
+            yield _restore(
+                config, folder, Scorer(models, test, device),
+                arithmetic=Distillation(setting, emit),
+                fresh=lambda: init_state(setting),
+                control=lambda: generator_only(setting),
+            )
+        finally:
+            setting.engine.close()
+        return
+    surrogate = build_surrogate(config.surrogate, spec)
+    yield _restore(
+        config, folder, Scorer({"surrogate": surrogate}, test, device),
+        arithmetic=build_baseline(config.strategy, config.baseline),
+        fresh=lambda: bare_state(surrogate, config.seed),
+        control=None,
+    )
+
+
+def build_setting(config: RunConfig, spec: ImageSpec, device: torch.device) -> Setting:
+    """Return what FedDGM's arithmetic computes with; close its engine after the run."""
+    surrogate = build_surrogate(config.surrogate, spec)
+    prior = build_prior(config.generator, spec).to(device)
+    bench = Bench(surrogate, prior, config.distill, spec, config.generator.chunk, device)
+    return Setting(
+        config=config,
+        spec=spec,
+        prior=prior,
+        surrogate=surrogate,
+        global_models={
+            name: build_global_model(name, spec, config.surrogate)
+            for name in config.global_model.name_list
+        },
+        device=device,
+        engine=build_engine(config.distill, bench),
+    )
+
+
+def bare_state(surrogate: nn.Module, seed: int) -> ServerState:
+    """Return round 0 of a baseline: the very surrogate that FedDGM would start from."""
+    initialise(surrogate, rng=derive(seed, "surrogate"))
+    return ServerState(0, params_of(surrogate), {}, {}, ())
+
+
+def _restore(
+    config: RunConfig,
+    folder: Path,
+    scorer: Scorer,
+    *,
+    arithmetic: Arithmetic,
+    fresh: Callable[[], ServerState],
+    control: Control | None,
+) -> ServerSide:
+    """Return the parts at round 0, or where the checkpoint left them."""
+    if not config.resume:
+        return ServerSide(arithmetic, fresh(), Results.of(config), scorer, control)
+    saved = checkpoint.load(folder)
+    checkpoint.check_same_run(saved.config, config.flat())
+    arithmetic.recall(saved.memory)
+    logger.info("going on after round %d", saved.state.server_round)
+    results = Results.from_dict(saved.results)
+    return ServerSide(arithmetic, saved.state, results, scorer, control)
+
+
+def test_images(config: RunConfig) -> ImageSet | None:
+    """Return the server's own test images; None, and a line in the log, where it has none."""
+    try:
+        return datasets.load(config.data, "test")
+    except FileNotFoundError as error:
+        logger.info("no scores by the server, which has no test images: %s", error)
+        return None
+
+
+def add_control(config: RunConfig, parts: ServerSide) -> None:
+    """Score models that the prior alone has taught, once a run."""
+    wanted = config.server.generator_only and not parts.results.generator_only
+    if not wanted or parts.control is None or not parts.scorer.has_images:
+        return
+    logger.info("the control first: models that learn from the prior alone")
+    scores = parts.scorer.score(parts.control())
+    parts.results.generator_only = asdict(scores)
+    told = ", ".join(f"{name} {value:.1%}" for name, value in scores.accuracy.items())
+    logger.info("without any client the prior alone gives %s", told)
+
+
+def draw_owners(config: RunConfig, spec: ImageSpec, num_partitions: int, folder: Path) -> None:
+    """Draw who owns what, where the clients' data are parts of a set that is here too."""
+    if num_partitions == 0:
+        logger.info("no picture of who owns what: the clients have data of their own")
+        return
+    try:
+        labels = datasets.load(config.data, "train").labels
+    except FileNotFoundError as error:
+        logger.info("no picture of who owns what: %s", error)
+        return
+    parts = partition.divide(labels.numpy(), config.data, num_partitions, seed=config.seed)
+    counts = [np.bincount(labels[part], minlength=spec.num_classes) for part in parts]
+    plots.draw_ownership(np.stack(counts, 1), spec.classes, folder / "owners.png")
+
+
+def draw_round(folder: Path, spec: ImageSpec) -> Callable[[int, RoundReport], None]:
+    """Return what draws a round's distilled images."""
+
+    def show(server_round: int, report: RoundReport) -> None:
+        if len(report.fresh):
+            plots.draw_round(folder / "distilled", server_round, report.fresh, spec.classes)
+
+    return show
+
+
+def save_models(state: ServerState, folder: Path) -> None:
+    """Write the surrogate and the global models as safetensors."""
+    for name, weights in {"surrogate": state.surrogate, **state.global_models}.items():
+        tensors = {key: value.contiguous() for key, value in weights.items()}
+        data = safetensors.torch.save(tensors)
+        write_atomically(folder / "models" / f"{name}.safetensors", data)
+
+
+def draw_results(results: Results, folder: Path) -> None:
+    """Draw accuracy by round."""
+    plots.draw_accuracy([results.to_dict()], folder / "accuracy.png")

@@ -1,0 +1,107 @@
+"""A bank of latents by class: what makes an autoencoder class-conditional.
+
+A sample lies between a stored latent and a near neighbour of its class, so that samples are new
+but stay where the decoder is at home. Knows no decoder. Axes: ``m`` stored latents.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+FILE = "classes.safetensors"
+NEIGHBOURS = 5
+"""A sample's second parent is one of this many nearest latents of its class."""
+MIX = 0.5
+"""A sample lies at most this far along the way to its second parent."""
+
+
+@dataclass(frozen=True)
+class LatentBank:
+    """Encodings of pretraining images, a byte a number.
+
+    Attributes
+    ----------
+    codes
+        Quantised latents.
+    scale
+        The latent is ``(codes - 128) * scale``.
+    labels
+        Index into ``classes``.
+    classes
+        Class names.
+    """
+
+    codes: UInt8[Tensor, "m c h w"]
+    scale: float
+    labels: Int[Tensor, " m"]
+    classes: tuple[str, ...]
+
+    @staticmethod
+    def quantised(
+        latents: Float[Tensor, "m c h w"], labels: Int[Tensor, " m"], classes: tuple[str, ...]
+    ) -> "LatentBank":
+        """Return the bank of ``latents``, each number rounded to one of 255 levels."""
+        scale = float(latents.abs().max()) / 127
+        codes = (latents / scale).round().add(128).to(torch.uint8)
+        return LatentBank(codes, scale, labels, classes)
+
+    @property
+    def latents(self) -> Float[Tensor, "m c h w"]:
+        """The stored latents."""
+        return (self.codes.float() - 128) * self.scale
+
+    def sample(
+        self, wanted: list[int] | None, n: int, *, rng: torch.Generator
+    ) -> Float[Tensor, "n c h w"]:
+        """Return a new latent for each class index in ``wanted``, or ``n`` of any class."""
+        if wanted is None:
+            picks = torch.randint(len(self.labels), (n,), generator=rng)
+            wanted = self.labels[picks].tolist()
+        if not wanted:
+            return self.latents[:0]
+        own = {label: self.latents[self.labels == label] for label in sorted(set(wanted))}
+        near = {label: _neighbours(latents) for label, latents in own.items()}
+        return torch.stack([_between(own[one], near[one], rng) for one in wanted])
+
+    def save(self, folder: Path) -> None:
+        """Write the bank into ``folder``."""
+        from safetensors.torch import save_file
+
+        save_file(
+            {"codes": self.codes, "labels": self.labels.to(torch.int16)},
+            folder / FILE,
+            {"classes": json.dumps(self.classes), "scale": repr(self.scale)},
+        )
+
+    @staticmethod
+    def load(folder: Path) -> "LatentBank":
+        """Return the bank that ``save`` wrote into ``folder``."""
+        from safetensors import safe_open
+
+        with safe_open(folder / FILE, "pt") as file:
+            about = file.metadata()
+            codes, labels = file.get_tensor("codes"), file.get_tensor("labels")
+        return LatentBank(
+            codes, float(about["scale"]), labels.long(), tuple(json.loads(about["classes"]))
+        )
+
+
+def _neighbours(latents: Float[Tensor, "m c h w"]) -> Int[Tensor, "m k"]:
+    flat = latents.flatten(1)
+    distance = torch.cdist(flat, flat)
+    return distance.topk(min(NEIGHBOURS + 1, len(flat)), largest=False).indices[:, 1:]
+
+
+def _between(
+    own: Float[Tensor, "m c h w"], near: Int[Tensor, "m k"], rng: torch.Generator
+) -> Float[Tensor, "c h w"]:
+    first = int(torch.randint(len(own), (), generator=rng))
+    step = MIX * torch.rand((), generator=rng)
+    if not near.shape[1]:
+        return own[first]
+    second = int(near[first, torch.randint(near.shape[1], (), generator=rng)])
+    return torch.lerp(own[first], own[second], step)

@@ -1,0 +1,95 @@
+"""``feddgm-pretrain``: make a class-conditional prior from fonts, or from your own images."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from feddgm_flwr.generators.bank import LatentBank
+from feddgm_flwr.generators.pretraining.sources import GlyphSource, Source, read_folder
+
+COLUMNS = 20
+"""Samples a class in the picture."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="feddgm-pretrain", description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new prior")
+    parser.add_argument(
+        "--images", type=Path, default=None,
+        help="public images, one folder a class; without it, glyphs of fonts are drawn",
+    )  # fmt: skip
+    parser.add_argument("--channels", type=int, choices=(1, 3), default=1)
+    parser.add_argument("--size", type=int, default=28, help="side, a multiple of 4")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--width", type=int, default=16, help="channels of every layer")
+    parser.add_argument("--latent-channels", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    if options.size < 8 or options.size % 4:
+        parser.error(f"--size must be a multiple of 4 from 8, got {options.size}")
+    if options.images is None and options.channels != 1:
+        parser.error("--channels must be 1 for glyphs; give --images for colour")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
+    from tqdm import tqdm
+
+    from feddgm_flwr.generators.pretraining.train import (
+        CHECKPOINT,
+        Pretraining,
+        fit,
+        make_bank,
+    )
+
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    source = build_source(options)
+    config = Pretraining(
+        seed=options.seed, steps=options.steps, batch=options.batch, width=options.width,
+        latent_channels=options.latent_channels, channels=options.channels, size=options.size,
+    )  # fmt: skip
+    with tqdm(total=config.steps, desc="pretraining", unit="step") as bar:
+
+        def on_step(step: int, loss: float) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+        model = fit(config, source, options.out, on_step=on_step)
+    bank = make_bank(model, config, source)
+    model.half().save_pretrained(options.out)
+    bank.save(options.out)
+    picture(model.float(), bank, options.out / "samples.png")
+    (options.out / CHECKPOINT).unlink()
+
+
+def build_source(options: argparse.Namespace) -> Source:
+    """Return the images to learn from."""
+    if options.images is None:
+        return GlyphSource(options.size)
+    return read_folder(options.images, channels=options.channels, size=options.size)
+
+
+@torch.no_grad()
+def picture(model: torch.nn.Module, bank: LatentBank, path: Path) -> None:
+    """Write samples of the prior, a row a class."""
+    from PIL import Image
+
+    labels = [label for label in range(len(bank.classes)) for _ in range(COLUMNS)]
+    latents = bank.sample(labels, len(labels), rng=torch.Generator().manual_seed(0))
+    decoded: Tensor = model.decode(latents).sample
+    pixels = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    n, c, h, w = pixels.shape
+    rows = pixels.view(n // COLUMNS, COLUMNS, c, h, w).permute(0, 3, 1, 4, 2)
+    grid = rows.reshape(n // COLUMNS * h, COLUMNS * w, c).numpy()
+    Image.fromarray(grid[..., 0] if c == 1 else grid).save(path)

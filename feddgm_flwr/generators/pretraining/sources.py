@@ -1,0 +1,164 @@
+"""Where pretraining images come from: fonts, or a folder of the user's own public images.
+
+A source draws a labelled batch for a generator; the same generator gives the same batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from feddgm_flwr.generators.pretraining.fonts import CLASSES, GREEK, Masters, masters
+from feddgm_flwr.generators.pretraining.ink import Hand, draw
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+
+class Source(Protocol):
+    """Labelled images without end."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        ...
+
+    @property
+    def bank_shares(self) -> tuple[float, ...]:
+        """How much room each class gets in the prior's bank; sums to 1."""
+        ...
+
+    def labels(self, n: int, *, rng: torch.Generator) -> Int[Tensor, " n"]:
+        """Return the labels of a training batch."""
+        ...
+
+    def images(
+        self, labels: Int[Tensor, " n"], *, rng: torch.Generator
+    ) -> Float[Tensor, "n c h w"]:
+        """Return one image in [0, 1] for each label."""
+        ...
+
+
+@dataclass(frozen=True)
+class GlyphSource:
+    """Characters of the fonts that matplotlib ships, drawn by ``hand``."""
+
+    size: int
+    hand: Hand = field(default_factory=Hand)
+    masters: Masters = field(default_factory=masters)
+    classes: tuple[str, ...] = CLASSES
+
+    @property
+    def bank_shares(self) -> tuple[float, ...]:
+        """Digits get four times the room of a letter."""
+        return _normalised([4.0 if name.isdigit() else 1.0 for name in self.classes])
+
+    def labels(self, n: int, *, rng: torch.Generator) -> Int[Tensor, " n"]:
+        """Return as many digits as capitals, small letters and Greek letters."""
+        groups = [_group(name) for name in self.classes]
+        weights = torch.tensor([1 / groups.count(group) for group in groups])
+        return torch.multinomial(weights, n, replacement=True, generator=rng)
+
+    def images(
+        self, labels: Int[Tensor, " n"], *, rng: torch.Generator
+    ) -> Float[Tensor, "n 1 h w"]:
+        """Return a drawing of each label in a random font."""
+        picks = [
+            pick_any(torch.nonzero(self.masters.labels == label)[:, 0], rng)
+            for label in labels
+        ]
+        index = torch.stack(picks)
+        return draw(
+            self.masters.outline[index], self.masters.skeleton[index], self.size, self.hand,
+            rng=rng,
+        )  # fmt: skip
+
+
+def _group(name: str) -> str:
+    if name.isdigit():
+        return "digit"
+    return "greek" if name in GREEK else "upper" if name.isupper() else "lower"
+
+
+def pick_any(choices: Int[Tensor, " k"], rng: torch.Generator) -> Int[Tensor, ""]:
+    """Return one of ``choices``."""
+    return choices[torch.randint(len(choices), (), generator=rng)]
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Images of a folder with one folder a class, slightly shifted and zoomed."""
+
+    pixels: Tensor
+    """uint8, n c h w."""
+    targets: Int[Tensor, " n"]
+    classes: tuple[str, ...]
+
+    @property
+    def bank_shares(self) -> tuple[float, ...]:
+        """Every class gets the same room."""
+        return _normalised([1.0] * len(self.classes))
+
+    def labels(self, n: int, *, rng: torch.Generator) -> Int[Tensor, " n"]:
+        """Return labels, every class as likely."""
+        return torch.randint(len(self.classes), (n,), generator=rng)
+
+    def images(
+        self, labels: Int[Tensor, " n"], *, rng: torch.Generator
+    ) -> Float[Tensor, "n c h w"]:
+        """Return an image of each label."""
+        picks = [pick_any(torch.nonzero(self.targets == one)[:, 0], rng) for one in labels]
+        images = self.pixels[torch.stack(picks)].float() / 255
+        zoom = torch.empty(len(labels)).uniform_(0.9, 1.0, generator=rng)
+        shift = torch.empty(len(labels), 2).uniform_(-1, 1, generator=rng)
+        theta = torch.zeros(len(labels), 2, 3)
+        theta[:, 0, 0] = theta[:, 1, 1] = zoom
+        theta[:, :, 2] = shift * (1 - zoom)[:, None]
+        grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+        return functional.grid_sample(
+            images, grid, padding_mode="border", align_corners=False
+        ).clamp(0, 1)
+
+
+def read_folder(folder: Path, *, channels: int, size: int) -> FolderSource:
+    """Return the images of ``folder/<class>/*``, centre-cropped and resized.
+
+    Raises
+    ------
+    ValueError
+        The folder holds no class with an image.
+    """
+    names = tuple(sorted(p.name for p in folder.glob("*") if p.is_dir()))
+    files = [
+        (path, label)
+        for label, name in enumerate(names)
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if len({label for _, label in files}) != len(names) or not names:
+        raise ValueError(
+            f"--images {folder} must hold one folder a class with at least one image in"
+            f" each, found classes {list(names)} with {len(files)} images; add images or"
+            " remove empty folders"
+        )
+    pixels = np.stack([_read(path, channels=channels, size=size) for path, _ in files])
+    targets = torch.tensor([label for _, label in files])
+    return FolderSource(torch.from_numpy(pixels).permute(0, 3, 1, 2), targets, names)
+
+
+def _read(path: Path, *, channels: int, size: int) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        square = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size))
+    return np.asarray(square).reshape(size, size, channels)
+
+
+def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)

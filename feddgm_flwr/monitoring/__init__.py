@@ -1,0 +1,1 @@
+"""What a run leaves behind: events, results, pictures. Reads what the strategy says, only."""

@@ -1,0 +1,48 @@
+"""Parameters as one named, ordered mapping, and the few sums over it that matching needs.
+
+``Params`` keeps the module's own order; nothing is ever flattened. Knows no model.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+"""Name -> tensor, in ``module.named_parameters()`` order."""
+
+
+def params_of(module: nn.Module) -> Params:
+    """Return detached copies of ``module``'s parameters."""
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def load_params(module: nn.Module, params: Params) -> None:
+    """Copy ``params`` into ``module``; names and shapes must match."""
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.copy_(params[name])
+
+
+def dot(a: Params, b: Params) -> Float[Tensor, ""]:
+    """Return the inner product over all parameters."""
+    return torch.stack([(a[k] * b[k]).sum() for k in a]).sum()
+
+
+def squared_distance(a: Params, b: Params) -> Float[Tensor, ""]:
+    """Return ``|a - b|^2`` over all parameters."""
+    return torch.stack([(a[k] - b[k]).square().sum() for k in a]).sum()
+
+
+def weighted_mean(many: list[Params], weights: list[float]) -> Params:
+    """Return ``sum_i w_i params_i / sum_i w_i`` (FedAvg's aggregate)."""
+    total = float(sum(weights))
+    first = many[0]
+    return {
+        k: torch.stack([p[k] * (w / total) for p, w in zip(many, weights, strict=True)]).sum(0)
+        for k in first
+    }
+
+
+def all_finite(params: Params) -> bool:
+    """Whether no value is NaN or infinite."""
+    return all(bool(torch.isfinite(p).all()) for p in params.values())

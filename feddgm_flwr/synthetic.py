@@ -1,0 +1,134 @@
+"""Latents and the synthetic images they decode to: values that only this project's maths touch.
+
+Axes: ``n`` synthetic images, ``k`` classes, ``c h w`` one image. Knows no client protocol and no
+generator beyond ``Prior``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from feddgm_flwr.config import DistillConfig
+from feddgm_flwr.generators import Prior
+from feddgm_flwr.images import ImageSpec
+
+LOGIT_SCALE = 6.0
+"""Where soft labels start: softmax puts 0.98 on the class among ten."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """One client's latents between rounds (Z_i in the paper).
+
+    Attributes
+    ----------
+    values
+        In the prior's latent space.
+    labels
+        The class each latent was made for.
+    label_logits
+        Learned soft labels, or None for one-hot ones.
+    student_lr
+        Learned learning rate of the student (eta).
+    """
+
+    values: Float[Tensor, "n ..."]
+    labels: Int[Tensor, " n"]
+    label_logits: Float[Tensor, "n k"] | None
+    student_lr: float
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Decoded images with their targets.
+
+    Attributes
+    ----------
+    images
+        In [0, 1].
+    targets
+        Class probabilities.
+    weights
+        Importance of each image in training; mean 1 over a whole set.
+    owner
+        Partition id of the client an image was distilled for; -1 for the prior's own.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    targets: Float[Tensor, "n k"]
+    weights: Float[Tensor, " n"]
+    owner: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @staticmethod
+    def concat(sets: Sequence["SyntheticSet"]) -> "SyntheticSet":
+        """Join sets in order (S_t, step 4), weights as they are; at least one set."""
+        return SyntheticSet(
+            images=torch.cat([s.images for s in sets]),
+            targets=torch.cat([s.targets for s in sets]),
+            weights=torch.cat([s.weights for s in sets]),
+            owner=torch.cat([s.owner for s in sets]),
+        )
+
+    @staticmethod
+    def empty(spec: ImageSpec) -> "SyntheticSet":
+        """Return a set of no images."""
+        return SyntheticSet(
+            images=torch.empty(0, spec.channels, spec.size, spec.size),
+            targets=torch.empty(0, spec.num_classes),
+            weights=torch.empty(0),
+            owner=torch.empty(0, dtype=torch.long),
+        )
+
+
+def fresh_latents(
+    prior: Prior,
+    images_per_class: dict[int, int],
+    num_classes: int,
+    config: DistillConfig,
+    *,
+    rng: torch.Generator,
+) -> Latents:
+    """Return samples of the prior, class by class; soft labels start near one-hot."""
+    labels = torch.tensor([c for c, n in sorted(images_per_class.items()) for _ in range(n)])
+    return Latents(
+        values=prior.sample(labels, rng=rng),
+        labels=labels,
+        label_logits=(
+            LOGIT_SCALE * one_hot(labels, num_classes).float()
+            if config.labels == "soft" else None
+        ),
+        student_lr=config.student_lr,
+    )
+
+
+def extend_latents(
+    old: Latents,
+    prior: Prior,
+    images_per_class: dict[int, int],
+    num_classes: int,
+    config: DistillConfig,
+    *,
+    rng: torch.Generator,
+) -> Latents:
+    """Return last round's latents (warm start) plus fresh ones for images that are new."""
+    have = torch.bincount(old.labels, minlength=num_classes)
+    lacking = {c: n - int(have[c]) for c, n in images_per_class.items() if n > have[c]}
+    if not lacking:
+        return old
+    new = fresh_latents(prior, lacking, num_classes, config, rng=rng)
+    return Latents(
+        values=torch.cat([old.values, new.values]),
+        labels=torch.cat([old.labels, new.labels]),
+        label_logits=(
+            None if old.label_logits is None or new.label_logits is None
+            else torch.cat([old.label_logits, new.label_logits])
+        ),
+        student_lr=old.student_lr,
+    )

@@ -1,0 +1,154 @@
+"""SGD on labelled images held in memory; the same loop for clients, surrogate and global models.
+
+Order and augmentation come from the caller's generator alone, so the same seed gives the same
+weights. Axes: ``n`` images, ``k`` classes. Knows no data set, no client and no round.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from feddgm_flwr.augment import augment
+from feddgm_flwr.config import TrainConfig
+from feddgm_flwr.params import Params
+
+
+def train(
+    model: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    targets: Int[Tensor, " n"] | Float[Tensor, "n k"],
+    config: TrainConfig,
+    *,
+    rng: torch.Generator,
+    weights: Float[Tensor, " n"] | None = None,
+    anchor: Params | None = None,
+    proximal_mu: float = 0.0,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> float:
+    """Train ``model`` in place and return the mean loss of the last epoch.
+
+    Parameters
+    ----------
+    images, targets
+        On any device; batches move to the model's. Targets are class indices or probabilities.
+    weights
+        Importance of each image, mean 1.
+    anchor, proximal_mu
+        FedProx's term ``mu / 2 |w - anchor|^2``; its gradient is added, its value is not reported.
+    on_epoch
+        Called with the epochs done and the epoch's mean loss.
+
+    Returns
+    -------
+    float
+        The loss while training; with no epochs, the loss as it stands.
+
+    Raises
+    ------
+    FloatingPointError
+        An epoch's loss is not finite.
+    ValueError
+        No images, or ``proximal_mu`` without an anchor.
+    """
+    if not len(images):
+        raise ValueError("training needs at least 1 image, got 0; give this client some data")
+    if proximal_mu and anchor is None:
+        raise ValueError(f"proximal_mu = {proximal_mu} needs an anchor; pass the start weights")
+    pull = anchor if anchor is not None and proximal_mu else None
+    device = next(model.parameters()).device
+    anchors = [] if pull is None else [pull[k].to(device) for k, _ in model.named_parameters()]
+    data = (images, targets, weights)
+    if not config.epochs:
+        return _standing_loss(model, data, config.batch_size)
+
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=config.momentum,
+        weight_decay=config.weight_decay, foreach=True,
+    )
+    model.train()
+    for epoch in range(config.epochs):
+        total = torch.zeros((), device=device)
+        for chosen in epoch_batches(len(images), config.batch_size, model, rng=rng):
+            x, y, w = _batch(data, chosen, device)
+            loss = weighted_loss(model(augment(x, config.augment, rng=rng)), y, w)
+            optimizer.zero_grad()
+            loss.backward()
+            if anchors:
+                _add_proximal_gradient(model, anchors, proximal_mu)
+            optimizer.step()
+            total += loss.detach() * len(chosen)
+        # One look an epoch: asking a GPU at every step would make it wait.
+        mean = _finite(float(total) / len(images), epoch, config.lr)
+        if on_epoch:
+            on_epoch(epoch + 1, mean)
+    return mean
+
+
+def epoch_batches(
+    n: int, size: int, model: nn.Module, *, rng: torch.Generator
+) -> list[Int[Tensor, " batch"]]:
+    """Return a seeded permutation of 0..n-1 in batches.
+
+    A last batch of one joins its neighbour where the model has batch norm, which needs two.
+    """
+    batches = list(torch.randperm(n, generator=rng).split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1 and _has_batch_norm(model):
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def weighted_loss(
+    logits: Float[Tensor, "n k"],
+    targets: Int[Tensor, " n"] | Float[Tensor, "n k"],
+    weights: Float[Tensor, " n"] | None,
+) -> Float[Tensor, ""]:
+    """Return mean cross-entropy, each image counted ``weights`` times."""
+    if weights is None:
+        return cross_entropy(logits, targets)
+    return (cross_entropy(logits, targets, reduction="none") * weights).mean()
+
+
+def _batch(
+    data: tuple[Tensor, Tensor, Tensor | None], chosen: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    images, targets, weights = data
+    index = chosen.to(images.device)
+    return (
+        images[index].to(device),
+        targets[index].to(device),
+        None if weights is None else weights[index].to(device),
+    )
+
+
+def _add_proximal_gradient(model: nn.Module, anchors: list[Tensor], mu: float) -> None:
+    for p, start in zip(model.parameters(), anchors, strict=True):
+        if p.grad is not None:
+            p.grad.add_(p.detach() - start, alpha=mu)
+
+
+@torch.no_grad()
+def _standing_loss(
+    model: nn.Module, data: tuple[Tensor, Tensor, Tensor | None], batch_size: int
+) -> float:
+    model.eval()
+    n, device = len(data[0]), next(model.parameters()).device
+    total = 0.0
+    for chosen in torch.arange(n).split(batch_size):
+        x, y, w = _batch(data, chosen, device)
+        total += float(weighted_loss(model(x), y, w)) * len(chosen)
+    return total / n
+
+
+def _finite(loss: float, epoch: int, lr: float) -> float:
+    if loss - loss != 0:
+        raise FloatingPointError(
+            f"training loss is {loss} in epoch {epoch + 1} at learning rate {lr}; lower the rate"
+        )
+    return loss
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

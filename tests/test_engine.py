@@ -1,0 +1,67 @@
+"""Every engine gives the same images, and a worker that dies ends nothing."""
+
+import os
+
+import pytest
+import toy
+import torch
+from test_algorithm import quiet, same
+
+from feddgm_flwr.algorithm import apply_round, distill_job
+from feddgm_flwr.engine import ProcessEngine, SerialEngine
+
+
+@pytest.mark.slow
+def test_processes_equal_serial_bitwise_and_survive_a_dead_worker():
+    server = toy.setting()
+    state, updates = toy.federation(server)
+    jobs = [distill_job(u, state, server) for u in updates]
+    serial = SerialEngine(server.bench).run(jobs, lambda *_: None, lambda _: None)
+    engine = ProcessEngine(server.bench, workers=2)
+    killed = []
+
+    def kill_once(partition_id, iteration, iterations, loss):
+        if not killed and engine._pool is not None:
+            victim = next(iter(engine._pool._processes))
+            killed.append(victim)
+            os.kill(victim, 9)
+
+    try:
+        parallel = engine.run(jobs, kill_once, lambda _: None)
+    finally:
+        engine.close()
+    assert killed
+    for a, b in zip(serial, parallel, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert a.report.last_loss == b.report.last_loss
+
+
+def test_an_error_of_the_machine_fails_one_client_with_the_reason():
+    server = toy.setting()
+    state, updates = toy.federation(server)
+    jobs = [distill_job(u, state, server) for u in updates]
+
+    class Broken:
+        conditional = False
+
+        def sample(self, labels, *, rng):
+            raise RuntimeError("out of memory")
+
+    bench = type(server.bench)(
+        **{**server.bench.__dict__, "prior": Broken()}  # type: ignore[arg-type]
+    )
+    results = SerialEngine(bench).run(jobs, lambda *_: None, lambda _: None)
+    assert all("out of memory" in r.report.stopped and not len(r.images) for r in results)
+
+
+def test_progress_tells_time_left():
+    server = toy.setting()
+    state, updates = toy.federation(server)
+    events = []
+    apply_round(state, updates, server, emit=lambda kind, **fields: events.append((kind, fields)))
+    progress = [f for kind, f in events if kind == "distill-progress"]
+    assert len(progress) == 2 * server.config.distill.iterations
+    assert all(f["eta_s"] >= 0 for f in progress)
+    assert sum(kind == "distilled" for kind, _ in events) == 2
+    assert same(progress[-1]["iteration"], server.config.distill.iterations)
+    assert quiet("nothing") is None
