@@ -35,7 +35,10 @@ def train_surrogate(message: Message, context: Context) -> Message:
     data = local_images(config, who, context.node_config, "train")
     model = local_model(config, broadcast, device)
     loss = train(
-        model, data.images.to(device), data.labels.to(device), config.client,
+        model,
+        data.images.to(device),
+        data.labels.to(device),
+        config.client,
         rng=derive(config.seed, "client", broadcast.server_round, who.partition_id),
         anchor=params_of(model) if broadcast.proximal_mu else None,
         proximal_mu=broadcast.proximal_mu,
@@ -44,7 +47,9 @@ def train_surrogate(message: Message, context: Context) -> Message:
         partition_id=who.partition_id,
         params=params_of(model),
         num_examples=len(data),
-        label_counts=label_counts(config, data) if config.client.share_label_counts else None,
+        label_counts=label_counts(config, data)
+        if config.client.share_label_counts
+        else None,
     )
     content = messages.reply_content(
         update, train_loss=loss, seconds=time.perf_counter() - began
@@ -62,7 +67,9 @@ def score_surrogate(message: Message, context: Context) -> Message:
     data = local_images(config, who, context.node_config, "test")
     model = local_model(config, messages.read_broadcast(message), device)
     score = evaluate(model, data.images.to(device), data.labels.to(device))
-    return Message(content=messages.evaluation_content(score, len(data)), reply_to=message)
+    return Message(
+        content=messages.evaluation_content(score, len(data)), reply_to=message
+    )
 
 
 @app.query(messages.WHOAMI)

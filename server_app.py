@@ -8,7 +8,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.data.datasets import spec_of
-from feddgm_flwr.federation.assembly import device_of, run_folder, said_plainly, say_hello, show_log
+from feddgm_flwr.federation.assembly import (
+    device_of,
+    run_folder,
+    said_plainly,
+    say_hello,
+    show_log,
+)
 from feddgm_flwr.federation.server_side import (
     add_control,
     draw_owners,

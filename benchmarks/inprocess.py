@@ -79,9 +79,7 @@ def run(
                     state, updates, setting, emit=lambda kind, **fields: None
                 )
             else:
-                mean = weighted_mean(
-                    [u.params for u in updates], [u.num_examples for u in updates]
-                )
+                mean = weighted_mean([u.params for u in updates], [u.num_examples for u in updates])
                 state = ServerState(number, mean, state.global_models, {}, ())
             rounds.append(Round(number, accuracies(setting, state, test), state, report))
             on_round(rounds[-1])
@@ -97,7 +95,10 @@ def local_update(
     config = setting.config
     load_params(setting.surrogate, state.surrogate)
     train(
-        setting.surrogate, data.images, data.labels, config.client,
+        setting.surrogate,
+        data.images,
+        data.labels,
+        config.client,
         rng=derive(config.seed, "client", number, partition_id),
         anchor=state.surrogate,
         proximal_mu=config.baseline.proximal_mu if config.strategy == "fedprox" else 0.0,

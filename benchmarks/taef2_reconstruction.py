@@ -1,9 +1,11 @@
 """How well FLUX.2's tiny autoencoder reconstructs real images, in decibels.
 
-    python benchmarks/taef2_reconstruction.py --weights FOLDER --data FILE.npz [--size N] [--up N]
+    python benchmarks/taef2_reconstruction.py --weights FOLDER --data FILE.npz [--size
+    N] [--up N]
 
-FOLDER is in diffusers' layout. FILE.npz holds JPEG streams end to end (``jpeg``), where each one
-ends (``offsets``) and which are test images (``test``). The PSNR is the mean over images.
+FOLDER is in diffusers' layout. FILE.npz holds JPEG streams end to end (``jpeg``), where
+each one ends (``offsets``) and which are test images (``test``). The PSNR is the mean
+over images.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from feddgm_flwr.generators.autoencoder import Decoder, load_autoencoder
 
 
 def read_pack(path: Path, count: int, size: int | None) -> Tensor:
-    """Return ``count`` evenly spaced test images in [0, 1], resized to ``size`` if given."""
+    """Return ``count`` evenly spaced test images in [0, 1]; ``size`` resizes them."""
     pack = np.load(path)
     streams, ends, test = pack["jpeg"], pack["offsets"], np.flatnonzero(pack["test"])
     picked = test[np.linspace(0, len(test) - 1, count).astype(int)]
@@ -37,11 +39,11 @@ def read_pack(path: Path, count: int, size: int | None) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(images: Tensor, folder: str, up: int) -> tuple[Tensor, Tensor]:
-    """Return reconstructions and latents; images are enlarged ``up`` times on the way."""
+    """Return reconstructions and latents; images are enlarged ``up`` times for it."""
     model = load_autoencoder(folder)
     decoder = Decoder(model, 0)
     outs, latents = [], []
-    for part in images.split(50):
+    for part in torch.split(images, 50):
         large = functional.interpolate(part, scale_factor=up, mode="bicubic").clamp(0, 1)
         code = model.encode(large * 2 - 1).latents
         latents.append((code - decoder.mean) / decoder.std)
@@ -67,8 +69,9 @@ def main() -> None:
     images = read_pack(options.data, options.count, options.size)
     outs, latents = reconstruct(images, options.weights, options.up)
     print(
-        f"{options.data.stem} {images.shape[-1]}px x{options.up}: {psnr(images, outs):.1f} dB,"
-        f" latents mean {latents.mean():.2f} std {latents.std():.2f}"
+        f"{options.data.stem} {images.shape[-1]}px x{options.up}:"
+        f" {psnr(images, outs):.1f} dB, latents"
+        f" mean {latents.mean():.2f} std {latents.std():.2f}"
     )
 
 

@@ -11,6 +11,9 @@ command -v flwr >/dev/null || { echo "flwr is not installed; run make install fi
 export FLWR_HOME=$WORK/flwr-home
 export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 export RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
+# Ray's own folder, apart from other runs; not in WORK, as its sockets need a short path.
+RAY_TMPDIR=$(mktemp -d)
+export RAY_TMPDIR
 mkdir -p "$FLWR_HOME" "$WORK/cwd"
 
 GROUPS_STARTED=()
@@ -46,7 +49,12 @@ still_running() {
   return 1
 }
 
-trap stop_all EXIT
+clean_up() {
+  stop_all
+  rm -rf "$RAY_TMPDIR"
+}
+
+trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -86,8 +94,11 @@ run_and_follow() {
   local reply run status
   # From an empty folder: simulated clients would import modules lying in the current one.
   cd "$WORK/cwd"
-  reply=$(flwr run "$APP" feddgm --format json -c "$WORK/run.toml" "$@") || { echo "$reply" >&2; return 1; }
-  run=$(json 'd["run-id"]' <<<"$reply")
+  reply=$(flwr run "$APP" feddgm --format json -c "$WORK/run.toml" "$@") || true
+  if ! run=$(json 'd["run-id"]' <<<"$reply" 2>/dev/null); then
+    echo "the run was refused: $reply" >&2
+    return 1
+  fi
   echo "run $run"
   flwr log "$run" feddgm --stream || true
   status=unknown

@@ -38,7 +38,9 @@ def authority(key: Key) -> x509.Certificate:
     """Return a self-signed certificate that may sign others."""
     name = common_name("feddgm-flwr trial authority")
     builder = begin(name, name, key)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(
+        x509.BasicConstraints(ca=True, path_length=0), critical=True
+    )
     builder = builder.add_extension(key_usage(signs_certificates=True), critical=True)
     return builder.sign(key, hashes.SHA384())
 
@@ -54,14 +56,14 @@ def server_certificate(
     builder = builder.add_extension(names, critical=False)
     builder = builder.add_extension(issuer, critical=False)
     builder = builder.add_extension(server, critical=False)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+    builder = builder.add_extension(
+        x509.BasicConstraints(ca=False, path_length=None), True
+    )
     builder = builder.add_extension(key_usage(signs_certificates=False), critical=True)
     return builder.sign(ca_key, hashes.SHA384())
 
 
-def begin(
-    subject: x509.Name, issuer: x509.Name, key: Key
-) -> x509.CertificateBuilder:
+def begin(subject: x509.Name, issuer: x509.Name, key: Key) -> x509.CertificateBuilder:
     """Return what both certificates have in common."""
     now = datetime.now(UTC)
     return (
@@ -73,7 +75,9 @@ def begin(
         # A clock that runs a little behind must not refuse a fresh certificate.
         .not_valid_before(now - timedelta(minutes=10))
         .not_valid_after(now + LIFETIME)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False
+        )
     )
 
 
@@ -135,7 +139,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="credentials.py", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("nodes", type=int, help="number of SuperNodes")
-    parser.add_argument("--host", action="append", default=[], help="name or address of the SuperLink")
+    parser.add_argument(
+        "--host", action="append", default=[], help="name or address of the SuperLink"
+    )
     chosen = parser.parse_args(arguments)
     write_all(chosen.folder, chosen.nodes, chosen.host)
     return 0

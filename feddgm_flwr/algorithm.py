@@ -32,6 +32,9 @@ from feddgm_flwr.seeding import derive
 from feddgm_flwr.synthetic import Latents, SyntheticSet
 from feddgm_flwr.training import train
 
+CONTROL_IMAGES_PER_CLASS = 200
+"""Samples of the prior that the generator-only control learns from, at least."""
+
 Emit = Callable[..., None]
 """``emit(kind, **fields)``: where events go; fields are JSON scalars and lists."""
 
@@ -131,8 +134,14 @@ class Setting:
     @property
     def bench(self) -> Bench:
         """What distillation shares between clients."""
-        return Bench(self.surrogate, self.prior, self.config.distill, self.spec,
-                     self.config.generator.chunk, self.device)
+        return Bench(
+            self.surrogate,
+            self.prior,
+            self.config.distill,
+            self.spec,
+            self.config.generator.chunk,
+            self.device,
+        )
 
 
 def init_state(setting: Setting) -> ServerState:
@@ -163,9 +172,11 @@ def apply_round(
     union = SyntheticSet.concat([*replay, prior_set(setting, server_round)])
 
     # Step 5: the next surrogate and the global models learn from the union.
-    surrogate = next_surrogate(state, updates, union, setting)
+    # A reply that could not be distilled is not averaged either.
+    sound = [u for u, r in zip(updates, results, strict=True) if len(r.images)]
+    surrogate = next_surrogate(state, sound, union, setting, emit)
     models = {
-        name: train_global_model(name, weights, union, setting, server_round)
+        name: train_global_model(name, weights, union, setting, server_round, emit)
         for name, weights in state.global_models.items()
     }
     kept = {r.report.partition_id: r.latents for r in results if r.latents is not None}
@@ -212,8 +223,14 @@ def run_jobs(jobs: Sequence[DistillJob], engine: Engine, emit: Emit) -> list[Dis
 
     def on_progress(partition_id: int, iteration: int, iterations: int, loss: float) -> None:
         done[partition_id] = iteration / iterations
-        emit("distill-progress", partition_id=partition_id, iteration=iteration,
-             iterations=iterations, loss=loss, eta_s=left_s())
+        emit(
+            "distill-progress",
+            partition_id=partition_id,
+            iteration=iteration,
+            iterations=iterations,
+            loss=loss,
+            eta_s=left_s(),
+        )
 
     def on_result(result: DistillResult) -> None:
         done[result.report.partition_id] = 1.0
@@ -253,7 +270,11 @@ def prior_set(setting: Setting, server_round: int, count: int | None = None) -> 
 
 
 def next_surrogate(
-    state: ServerState, updates: Sequence[ClientUpdate], union: SyntheticSet, setting: Setting
+    state: ServerState,
+    updates: Sequence[ClientUpdate],
+    union: SyntheticSet,
+    setting: Setting,
+    emit: Emit,
 ) -> Params:
     """Return theta_{t+1}: the old surrogate or the mean reply, trained on the union or not."""
     how = setting.config.server.surrogate_update
@@ -263,13 +284,19 @@ def next_surrogate(
     if how == "aggregate" or not len(union):
         return start
     load_params(setting.surrogate, start)
-    _train_on(setting.surrogate, union, setting.config.server, setting,
-              rng=derive(setting.config.seed, "surrogate-training", state.server_round + 1))
-    return params_of(setting.surrogate)
+    rng = derive(setting.config.seed, "surrogate-training", state.server_round + 1)
+    if _train_on(setting.surrogate, union, setting.config.server, setting, rng, "surrogate", emit):
+        return params_of(setting.surrogate)
+    return start
 
 
 def train_global_model(
-    name: str, weights: dict[str, Tensor], union: SyntheticSet, setting: Setting, server_round: int
+    name: str,
+    weights: dict[str, Tensor],
+    union: SyntheticSet,
+    setting: Setting,
+    server_round: int,
+    emit: Emit,
 ) -> dict[str, Tensor]:
     """Return the named model's weights after more training on the union."""
     if not len(union):
@@ -277,40 +304,87 @@ def train_global_model(
     model = setting.global_models[name]
     model.load_state_dict(weights)
     index = list(setting.global_models).index(name)
-    _train_on(model, union, setting.config.global_model, setting,
-              rng=derive(setting.config.seed, "global-model-training", server_round, index))
-    return _copy(model.state_dict())
+    rng = derive(setting.config.seed, "global-model-training", server_round, index)
+    if _train_on(model, union, setting.config.global_model, setting, rng, name, emit):
+        return _copy(model.state_dict())
+    return weights
 
 
-def generator_only(setting: Setting) -> dict[str, dict[str, Tensor]]:
+def generator_only(setting: Setting, *, emit: Emit) -> dict[str, dict[str, Tensor]]:
     """Return the control: every model trained on the prior alone, no client asked.
 
-    The surrogate and the global models see as many images a class of the prior as a round's
-    union would hold if every client owned every class, at the server's own settings. The models
-    are returned as ``{name: state dict}``, the surrogate under ``"surrogate"``.
+    ``CONTROL_IMAGES_PER_CLASS`` samples of the prior, or what a round adds to its union if that
+    is more, at the server's own settings. ``{name: state dict}``, the surrogate's under
+    ``"surrogate"``.
     """
     config = setting.config
-    count = max(50, config.distill.images_per_class, config.server.prior_images_per_class)
+    count = max(CONTROL_IMAGES_PER_CLASS, config.server.prior_images_per_class)
     union = prior_set(setting, 0, count)
     state = init_state(setting)
     load_params(setting.surrogate, state.surrogate)
-    _train_on(setting.surrogate, union, config.server, setting,
-              rng=derive(config.seed, "surrogate-training", 0))
+    rng = derive(config.seed, "surrogate-training", 0)
+    _train_on(setting.surrogate, union, config.server, setting, rng, "surrogate", emit)
     models = {"surrogate": _copy(setting.surrogate.state_dict())}
     for name, weights in state.global_models.items():
-        models[name] = train_global_model(name, weights, union, setting, 0)
+        models[name] = train_global_model(name, weights, union, setting, 0, emit)
     return models
 
 
 def _train_on(
-    model: nn.Module, union: SyntheticSet, config: TrainConfig, setting: Setting,
-    *, rng: torch.Generator,
-) -> None:
+    model: nn.Module,
+    union: SyntheticSet,
+    config: TrainConfig,
+    setting: Setting,
+    rng: torch.Generator,
+    name: str,
+    emit: Emit,
+) -> bool:
+    """Train ``model`` in place; whether it stayed finite. A divergence is told, never raised."""
+    began = time.perf_counter()
     model.to(setting.device)
     weights = union.weights / union.weights.mean()
-    train(model, union.images.to(setting.device), union.targets.to(setting.device), config,
-          weights=weights.to(setting.device), rng=rng)
-    model.to("cpu")
+    images, targets = union.images.to(setting.device), union.targets.to(setting.device)
+    try:
+        loss = train(
+            model,
+            images,
+            targets,
+            config,
+            weights=weights.to(setting.device),
+            rng=rng,
+            on_epoch=_progress(name, config.epochs, emit),
+        )
+    except FloatingPointError as error:
+        emit("training-failed", model=name, reason=str(error))
+        return False
+    finally:
+        model.to("cpu")
+    emit(
+        "trained",
+        model=name,
+        images=len(union),
+        epochs=config.epochs,
+        loss=loss,
+        seconds=time.perf_counter() - began,
+    )
+    return True
+
+
+def _progress(name: str, epochs: int, emit: Emit) -> Callable[[int, float], None]:
+    began = time.monotonic()
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        left = (time.monotonic() - began) / epoch * (epochs - epoch)
+        emit(
+            "train-progress",
+            model=name,
+            epoch=epoch,
+            epochs=epochs,
+            loss=loss,
+            eta_s=left,
+        )
+
+    return on_epoch
 
 
 def _copy(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,23 +1,24 @@
 """Differentiable siamese augmentation (DSA; Zhao & Bilen 2021) of images in [0, 1].
 
-The order is fixed, whatever the order of the names: colour, then one geometric map (crop, flip,
-scale, rotate), then cutout; so an image is resampled once at most. Strengths are DSA's, with the
-brightness restated for images that are not yet normalised. Values may leave [0, 1]: clamping
-would cut the gradient. Axes: ``n c h w`` images; ``m`` draws of a parameter, one an image or one
-for all. Pure: knows no model, no data set and no global randomness.
+The order is fixed, whatever the order of the names: colour, then one geometric map
+(crop, flip, scale, rotate), then cutout; so an image is resampled once at most.
+Strengths are DSA's, with the brightness restated for images that are not yet
+normalised. Values may leave [0, 1]: clamping would cut the gradient. Axes: ``n c h w``
+images; ``m`` draws of a parameter, one an image or one for all. Pure: knows no model,
+no data set and no global randomness.
 """
 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
 from feddgm_flwr.config import check_augment
 
 BRIGHTNESS = 0.25
-"""Width of the uniform shift: DSA's 1.0 on images of unit deviation, at a deviation of 0.25."""
+"""Width of the uniform shift: DSA's 1.0 at unit deviation, for a deviation of 0.25."""
 SATURATION = 2.0
 """Largest factor on the distance from grey; the smallest is 0."""
 CONTRAST = 0.5
@@ -31,6 +32,9 @@ SCALE = 1.2
 ROTATE_DEGREES = 15.0
 """Largest angle either way."""
 
+DRAWS = {"color": 3, "crop": 2, "flip": 1, "scale": 2, "rotate": 1, "cutout": 2}
+"""Uniform numbers that each operation takes, in the order of drawing."""
+
 
 def augment(
     images: Float[Tensor, "n c h w"],
@@ -39,12 +43,13 @@ def augment(
     rng: torch.Generator,
     siamese: bool = False,
 ) -> Float[Tensor, "n c h w"]:
-    """Return randomly augmented images, differentiable in ``images``.
+    """Return randomly augmented images, differentiable in ``images`` to any order.
 
     Parameters
     ----------
     names
-        Joined by ``_``, of color, crop, cutout, flip, scale, rotate; "" returns ``images``.
+        Of color, crop, cutout, flip, scale, rotate, joined by ``_``; "" returns
+        ``images`` themselves.
     rng
         On the CPU; its draws do not depend on the images' device or precision.
     siamese
@@ -53,31 +58,24 @@ def augment(
     if not names:
         return images
     check_augment("augment", names)
-    chosen = set(names.split("_"))
-    draws = 1 if siamese else len(images)
-
-    def draw(count: int) -> Tensor:
-        return torch.rand(count, draws, generator=rng).to(images)
-
-    if "color" in chosen:
-        images = _color(images, draw(3))
-    # Absent operations still have a value: the one that changes nothing.
-    still = torch.full((2, draws), 0.5).to(images)
-    shift = draw(2) if "crop" in chosen else still
-    flip = draw(1)[0] < 0.5 if "flip" in chosen else still[0] < 0
-    if chosen & {"scale", "rotate"}:
-        scale = draw(2) if "scale" in chosen else still
-        angle = draw(1)[0] if "rotate" in chosen else still[0]
-        images = _warp(images, _matrix(shift, flip, scale, angle))
-    else:
-        images = _flip(images, flip) if "flip" in chosen else images
-        images = _shift(images, shift) if "crop" in chosen else images
-    return images * _cutout(images, draw(2)) if "cutout" in chosen else images
+    chosen = names.split("_")
+    count = 1 if siamese else len(images)
+    u = {
+        name: torch.rand(numbers, count, generator=rng)
+        for name, numbers in DRAWS.items()
+        if name in chosen
+    }
+    if "color" in u:
+        images = _color(images, u["color"].to(images))
+    images = _geometry(images, u)
+    if "cutout" in u:
+        images = images * _cutout(u["cutout"], images.shape[-1]).to(images)
+    return images
 
 
-def _color(images: Float[Tensor, "n c h w"], u: Float[Tensor, "3 m"]) -> Tensor:
+def _color(images: Float[Tensor, "n c h w"], u: Float[Tensor, "3 m"]) -> Float[Tensor, "n c h w"]:
     """Shift the brightness, then scale the distance from grey, then from the mean."""
-    brightness, saturation, contrast = u[:, :, None, None, None]
+    brightness, saturation, contrast = u[:, :, None, None, None].unbind()
     images = images + (brightness - 0.5) * BRIGHTNESS
     if images.shape[1] > 1:
         grey = images.mean(1, keepdim=True)
@@ -86,66 +84,80 @@ def _color(images: Float[Tensor, "n c h w"], u: Float[Tensor, "3 m"]) -> Tensor:
     return mean + (images - mean) * (contrast + CONTRAST)
 
 
-def _pixels(u: Float[Tensor, "2 m"], side: int) -> Float[Tensor, "2 m"]:
+def _geometry(images: Float[Tensor, "n c h w"], u: dict[str, Tensor]) -> Float[Tensor, "n c h w"]:
+    """Crop and flip by index where that is all there is, else by one affine map."""
+    side = images.shape[-1]
+    shift = _pixels(u["crop"], side) if "crop" in u else None
+    flip = u["flip"][0] < 0.5 if "flip" in u else None
+    if "scale" in u or "rotate" in u:
+        return _warp(images, _affine(shift, flip, u, side))
+    if flip is not None:
+        images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(3), images)
+    return images if shift is None else _shift(images, shift)
+
+
+def _pixels(u: Float[Tensor, "2 m"], side: int) -> Int[Tensor, "2 m"]:
     """Return whole-pixel shifts of at most ``CROP`` of the side."""
-    most = int(side * CROP + 0.5)
-    return (u * (2 * most + 1)).floor().clamp_max(2 * most) - most
+    most = _most(side)
+    return (u * (2 * most + 1)).long().clamp_max(2 * most) - most
 
 
-def _matrix(
-    shift: Float[Tensor, "2 m"],
-    flip: Tensor,
-    scale: Float[Tensor, "2 m"],
-    angle: Float[Tensor, " m"],
-) -> tuple[Tensor, Tensor]:
-    """Return the linear part that takes output to input coordinates, and the raw shift."""
-    radians = (2 * angle - 1) * math.radians(ROTATE_DEGREES)
-    factor = SCALE ** (2 * scale - 1)
-    cos, sin = radians.cos(), radians.sin()
-    mirror = 1 - 2 * flip.to(factor)
-    rows = [mirror * factor[0] * cos, -mirror * factor[0] * sin, factor[1] * sin, factor[1] * cos]
-    return torch.stack(rows, 1).view(-1, 2, 2), shift
+def _most(side: int) -> int:
+    return int(side * CROP + 0.5)
+
+
+def _affine(
+    shift: Int[Tensor, "2 m"] | None,
+    flip: Bool[Tensor, " m"] | None,
+    u: dict[str, Tensor],
+    side: int,
+) -> Float[Tensor, "m 2 3"]:
+    """Return the map from output to input coordinates, both in [-1, 1]."""
+    # Half is the draw that changes nothing.
+    half = torch.full_like(next(iter(u.values()))[:1], 0.5).expand(2, -1)
+    across, down = SCALE ** (2 * u.get("scale", half) - 1)
+    angle = (2 * u.get("rotate", half)[0] - 1) * math.radians(ROTATE_DEGREES)
+    cos, sin = angle.cos(), angle.sin()
+    mirror = torch.ones_like(cos) if flip is None else 1 - 2 * flip.float()
+    dx, dy = half * 0 if shift is None else shift * (2 / side)
+    rows = [
+        mirror * across * cos,
+        -mirror * across * sin,
+        dx,
+        down * sin,
+        down * cos,
+        dy,
+    ]
+    return torch.stack(rows, 1).view(-1, 2, 3)
 
 
 def _warp(
-    images: Float[Tensor, "n c h w"], matrix: tuple[Tensor, Tensor]
+    images: Float[Tensor, "n c h w"], theta: Float[Tensor, "m 2 3"]
 ) -> Float[Tensor, "n c h w"]:
-    """Resample once under the composed map; beyond the border there is zero."""
-    linear, shift = matrix
-    side = images.shape[-1]
-    offset = _pixels(shift, side).T[:, :, None] * (2 / side)
-    theta = torch.cat([linear, offset], 2)
+    """Resample under an affine map; beyond the border there is zero."""
+    theta = theta.to(images)
     grid = affine_grid(theta, [len(theta), *images.shape[1:]], align_corners=False)
-    return grid_sample(
-        images, grid.expand(len(images), -1, -1, -1), padding_mode="zeros", align_corners=False
-    )
+    grid = grid.expand(len(images), -1, -1, -1)
+    return grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
-def _flip(images: Float[Tensor, "n c h w"], flip: Tensor) -> Float[Tensor, "n c h w"]:
-    return torch.where(flip[:, None, None, None], images.flip(3), images)
-
-
-def _shift(images: Float[Tensor, "n c h w"], u: Float[Tensor, "2 m"]) -> Tensor:
+def _shift(images: Float[Tensor, "n c h w"], shift: Int[Tensor, "2 m"]) -> Float[Tensor, "n c h w"]:
     """Move by whole pixels; what comes in is zero."""
-    n, c, h, w = images.shape
-    across, down = _pixels(u, w).long()
-    if u.shape[1] == 1:
-        dx, dy = int(across), int(down)
+    if shift.shape[1] == 1:
+        dx, dy = shift[:, 0].tolist()
         return pad(images, (-dx, dx, -dy, dy))
-    most = int(w * CROP + 0.5)
-    rows = (torch.arange(h, device=images.device) + most + down[:, None])[:, None, :, None]
-    columns = (torch.arange(w, device=images.device) + most + across[:, None])[:, None, None, :]
-    padded = pad(images, (most, most, most, most))
-    padded = padded.gather(2, rows.expand(n, c, h, w + 2 * most))
-    return padded.gather(3, columns.expand(n, c, h, w))
+    n, c, h, w = images.shape
+    most = _most(w)
+    across, down = (shift + most).to(images.device)[:, :, None]
+    rows = torch.arange(h, device=images.device) + down
+    columns = torch.arange(w, device=images.device) + across
+    wide = pad(images, (most, most, most, most))
+    wide = wide.gather(2, rows[:, None, :, None].expand(n, c, h, w + 2 * most))
+    return wide.gather(3, columns[:, None, None, :].expand(n, c, h, w))
 
 
-def _cutout(images: Float[Tensor, "n c h w"], u: Float[Tensor, "2 m"]) -> Tensor:
-    """Return a mask that is zero on a square, which may reach over the border."""
-    h, w = images.shape[2:]
-    half = CUTOUT / 2
-    near = [
-        ((torch.arange(side).to(images) + 0.5) / side - centre[:, None]).abs() < half
-        for side, centre in ((h, u[0]), (w, u[1]))
-    ]
-    return 1 - (near[0][:, None, :, None] & near[1][:, None, None, :]).to(images)
+def _cutout(u: Float[Tensor, "2 m"], side: int) -> Bool[Tensor, "m 1 h w"]:
+    """Return what remains outside a square, which may reach over the border."""
+    places = (torch.arange(side) + 0.5) / side
+    inside = (places - u[:, :, None]).abs() < CUTOUT / 2
+    return ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])

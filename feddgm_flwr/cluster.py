@@ -23,7 +23,11 @@ class RayEngine:
         self._owner = not ray.is_initialized()
         if self._owner:
             address = os.environ.get("RAY_ADDRESS")
-            ray.init(address=address, log_to_driver=False, num_cpus=None if address else workers or None)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                num_cpus=None if address else workers or None,
+            )
         gpus = 1 if bench.device.type == "cuda" else 0
         self._reference = ray.put(bench)
         self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=ATTEMPTS)(_work)
@@ -44,7 +48,10 @@ class RayEngine:
     def _get(self, reference: Any, job: DistillJob) -> DistillResult:  # noqa: ANN401
         try:
             result: DistillResult = ray.get(reference)
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        except (
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.OutOfMemoryError,
+        ) as error:
             return failed_result(job, self._bench, f"its Ray worker died: {error}")
         return result
 

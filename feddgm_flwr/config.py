@@ -28,8 +28,15 @@ class DataConfig:
     """Which images there are and who owns them."""
 
     name: Literal[
-        "mnist5k", "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn",
-        "folder", "npz",
+        "mnist5k",
+        "digits",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "folder",
+        "npz",
     ] = "mnist5k"
     """Data set: `mnist5k` and `digits` come with the installation, the torchvision ones from
     `root`, `folder` is `root/{train,test}/<class>/*`, `npz` holds uint8 images (docs/data.md)."""
@@ -55,14 +62,26 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(self.alpha > 0, "data.alpha", self.alpha, "greater than 0")
         _check(self.min_examples >= 1, "data.min-examples", self.min_examples, ">= 1")
-        _check(self.classes_per_client >= 1, "data.classes-per-client",
-               self.classes_per_client, ">= 1")
+        _check(
+            self.classes_per_client >= 1,
+            "data.classes-per-client",
+            self.classes_per_client,
+            ">= 1",
+        )
         _check(self.channels in (1, 3), "data.channels", self.channels, "1 or 3")
-        _check(8 <= self.image_size <= 1024, "data.image-size", self.image_size,
-               "between 8 and 1024 pixels")
+        _check(
+            8 <= self.image_size <= 1024,
+            "data.image-size",
+            self.image_size,
+            "between 8 and 1024 pixels",
+        )
         if self.name in ("folder", "npz"):
-            _check(bool(self.class_list), "data.class-names", self.class_names,
-                   f"the comma-separated class names of data.name = {self.name!r}")
+            _check(
+                bool(self.class_list),
+                "data.class-names",
+                self.class_names,
+                f"the comma-separated class names of data.name = {self.name!r}",
+            )
 
     @property
     def class_list(self) -> tuple[str, ...]:
@@ -190,11 +209,25 @@ class GeneratorConfig:
     """Images decoded at a time where gradients are not needed."""
 
     def __post_init__(self) -> None:
-        _check(self.feature_block >= 0, "generator.feature-block", self.feature_block, ">= 0")
-        _check(1 <= self.image_scale <= 8, "generator.image-scale", self.image_scale, "1 to 8")
+        _check(
+            self.feature_block >= 0,
+            "generator.feature-block",
+            self.feature_block,
+            ">= 0",
+        )
+        _check(
+            1 <= self.image_scale <= 8,
+            "generator.image-scale",
+            self.image_scale,
+            "1 to 8",
+        )
         _check(self.chunk >= 1, "generator.chunk", self.chunk, ">= 1")
-        _check(self.kind != "autoencoder" or bool(self.path), "generator.path", self.path,
-               "a hub id or folder when generator.kind = 'autoencoder'")
+        _check(
+            self.kind != "autoencoder" or bool(self.path),
+            "generator.path",
+            self.path,
+            "a hub id or folder when generator.kind = 'autoencoder'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +282,17 @@ class DistillConfig:
         for name in ("images_per_class", "student_steps"):
             value = getattr(self, name)
             _check(value >= 1, f"distill.{name.replace('_', '-')}", value, ">= 1")
-        for name in ("iterations", "warm_iterations", "student_batch", "student_lr_lr",
-                     "latent_lr", "label_lr", "stop_tolerance", "memory_budget_mb", "workers"):
+        for name in (
+            "iterations",
+            "warm_iterations",
+            "student_batch",
+            "student_lr_lr",
+            "latent_lr",
+            "label_lr",
+            "stop_tolerance",
+            "memory_budget_mb",
+            "workers",
+        ):
             value = getattr(self, name)
             _check(value >= 0, f"distill.{name.replace('_', '-')}", value, ">= 0")
         _check(self.student_lr > 0, "distill.student-lr", self.student_lr, "greater than 0")
@@ -277,7 +319,7 @@ class ServerConfig(TrainConfig):
     augment: str = ""
     weight_by_examples: bool = False
     """Weigh a client's images by its example count, so that n_i speaks in the union too."""
-    prior_images_per_class: int = 0
+    prior_images_per_class: int = 50
     """Fresh class-conditional samples of the prior added to the union each round."""
     generator_only: bool = True
     """Report the control too: the surrogate trained on samples of the prior alone."""
@@ -293,14 +335,26 @@ class ServerConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         _check_train("server", self)
-        _check(0 < self.fraction_train <= 1, "server.fraction-train", self.fraction_train,
-               "in (0, 1]")
+        _check(
+            0 < self.fraction_train <= 1,
+            "server.fraction-train",
+            self.fraction_train,
+            "in (0, 1]",
+        )
         _check(self.min_clients >= 1, "server.min-clients", self.min_clients, ">= 1")
-        _check(self.prior_images_per_class >= 0, "server.prior-images-per-class",
-               self.prior_images_per_class, ">= 0")
+        _check(
+            self.prior_images_per_class >= 0,
+            "server.prior-images-per-class",
+            self.prior_images_per_class,
+            ">= 0",
+        )
         _check(self.node_wait_s > 0, "server.node-wait-s", self.node_wait_s, "> 0 seconds")
-        _check(self.round_timeout_s > 0, "server.round-timeout-s", self.round_timeout_s,
-               "> 0 seconds")
+        _check(
+            self.round_timeout_s > 0,
+            "server.round-timeout-s",
+            self.round_timeout_s,
+            "> 0 seconds",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,8 +386,16 @@ class RunConfig:
     recipe: Literal["feddgm", "paper"] = "feddgm"
     """What `auto` stands for: our measured best, or the authors' settings."""
     strategy: Literal[
-        "feddgm", "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad",
-        "fedmedian", "fedtrimmedavg", "krum",
+        "feddgm",
+        "fedavg",
+        "fedprox",
+        "fedavgm",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+        "fedmedian",
+        "fedtrimmedavg",
+        "krum",
     ] = "feddgm"
     """FedDGM, or one of Flower's own on the same clients and data."""
     seed: int = 0
@@ -352,7 +414,12 @@ class RunConfig:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
 
     def __post_init__(self) -> None:
-        _check(self.num_server_rounds >= 1, "num-server-rounds", self.num_server_rounds, ">= 1")
+        _check(
+            self.num_server_rounds >= 1,
+            "num-server-rounds",
+            self.num_server_rounds,
+            ">= 1",
+        )
         _check(self.seed >= 0, "seed", self.seed, ">= 0")
 
     @classmethod

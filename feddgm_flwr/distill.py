@@ -148,8 +148,13 @@ def distill_client(
         targets = variables.targets()
         gradients = matching_gradients(
             student_loss(bench, job, iteration, len(images)),
-            start, target, images, targets, variables.student_lr(),
-            steps=config.student_steps, exact=config.gradient == "exact",
+            start,
+            target,
+            images,
+            targets,
+            variables.student_lr(),
+            steps=config.student_steps,
+            exact=config.gradient == "exact",
         )
         loss = float(gradients.loss)
         if not math.isfinite(loss):
@@ -174,8 +179,12 @@ def student_loss(bench: Bench, job: DistillJob, iteration: int, num_images: int)
     address = (job.server_round, job.partition_id, iteration)
     batch = config.student_batch
     batches = (
-        minibatches(num_images, batch, config.student_steps,
-                    rng=derive(job.seed, "student-batches", *address))
+        minibatches(
+            num_images,
+            batch,
+            config.student_steps,
+            rng=derive(job.seed, "student-batches", *address),
+        )
         if 0 < batch < num_images
         else None
     )
@@ -193,13 +202,12 @@ def student_loss(bench: Bench, job: DistillJob, iteration: int, num_images: int)
     return loss
 
 
-def minibatches(
-    n: int, size: int, steps: int, *, rng: torch.Generator
-) -> list[Tensor]:
+def minibatches(n: int, size: int, steps: int, *, rng: torch.Generator) -> list[Tensor]:
     """Return ``steps`` index batches that pass over 0..n-1 in seeded epochs."""
     epochs = -(-steps // (n // size))
-    order = [torch.randperm(n, generator=rng)[: n // size * size].split(size)
-             for _ in range(epochs)]
+    order = [
+        torch.randperm(n, generator=rng)[: n // size * size].split(size) for _ in range(epochs)
+    ]
     return [batch for epoch in order for batch in epoch][:steps]
 
 
@@ -215,24 +223,32 @@ class _Variables:
     """The tensors being optimised and their optimiser."""
 
     def __init__(
-        self, latents: Latents, config: DistillConfig, num_classes: int, device: torch.device
+        self,
+        latents: Latents,
+        config: DistillConfig,
+        num_classes: int,
+        device: torch.device,
     ) -> None:
         self.values = latents.values.to(device).clone().requires_grad_()
         self._hard = one_hot(latents.labels, num_classes).to(device, self.values.dtype)
         self._logits = (
-            None if latents.label_logits is None
+            None
+            if latents.label_logits is None
             else latents.label_logits.to(device).clone().requires_grad_()
         )
         # Adam moves the logarithm, so its step is a ratio; SGD moves the rate, as the paper.
         self._log = config.optimizer == "adam"
         lr = math.log(latents.student_lr) if self._log else latents.student_lr
         self._lr = torch.tensor(lr, device=device, dtype=self.values.dtype).requires_grad_()
-        groups = [{"params": [self.values], "lr": config.latent_lr},
-                  {"params": [self._lr], "lr": config.student_lr_lr}]
+        groups = [
+            {"params": [self.values], "lr": config.latent_lr},
+            {"params": [self._lr], "lr": config.student_lr_lr},
+        ]
         if self._logits is not None:
             groups.append({"params": [self._logits], "lr": config.label_lr})
         self._optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam(groups) if self._log
+            torch.optim.Adam(groups)
+            if self._log
             else torch.optim.SGD(groups, momentum=config.momentum)
         )
 
@@ -264,14 +280,19 @@ class _Variables:
 
 
 def _result(
-    job: DistillJob, bench: Bench, latents: Latents, losses: list[float], stopped: str,
+    job: DistillJob,
+    bench: Bench,
+    latents: Latents,
+    losses: list[float],
+    stopped: str,
     seconds: float,
 ) -> DistillResult:
     if not losses and stopped:
         return failed_result(job, bench, stopped, seconds=seconds)
     targets = (
         one_hot(latents.labels, bench.num_classes).float()
-        if latents.label_logits is None else latents.label_logits.softmax(1)
+        if latents.label_logits is None
+        else latents.label_logits.softmax(1)
     )
     report = DistillReport(
         partition_id=job.partition_id,
@@ -293,8 +314,15 @@ def failed_result(
 ) -> DistillResult:
     """Return the outcome of a job that gave nothing; the client's old latents stay."""
     report = DistillReport(
-        job.partition_id, tuple(sorted(job.images_per_class)), 0, 0, math.nan, math.nan,
-        bench.config.student_lr, seconds, reason,
+        job.partition_id,
+        tuple(sorted(job.images_per_class)),
+        0,
+        0,
+        math.nan,
+        math.nan,
+        bench.config.student_lr,
+        seconds,
+        reason,
     )
     spec = bench.spec
     images = torch.empty(0, spec.channels, spec.size, spec.size)
@@ -306,4 +334,3 @@ def decode_clamped(prior: Prior, values: Tensor, bench: Bench) -> Float[Tensor, 
     """Return images in [0, 1] on the CPU, decoded a chunk at a time."""
     parts = [prior.decode(part.to(bench.device)).cpu() for part in values.split(bench.chunk)]
     return torch.cat(parts).clamp(0, 1)
-

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -35,6 +35,7 @@ ATTEMPTS = 3
 """Times a job is started before a worker that keeps dying makes it a failed one."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Runs jobs; results come back in the order of the jobs."""
 
@@ -152,9 +153,7 @@ class ProcessEngine:
         on_result: OnResult,
     ) -> None:
         pool = self._start()
-        waiting: dict[Future[DistillResult], int] = {
-            pool.submit(_work, jobs[i]): i for i in left
-        }
+        waiting: dict[Future[DistillResult], int] = {pool.submit(_work, jobs[i]): i for i in left}
         while waiting:
             done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             self._pass_on(on_progress)
@@ -190,9 +189,7 @@ class ProcessEngine:
 _worker: tuple[Bench, "multiprocessing.Queue[tuple[int, int, int, float]]"] | None = None
 
 
-def _init_worker(
-    bench: Bench, news: "multiprocessing.Queue[tuple[int, int, int, float]]"
-) -> None:
+def _init_worker(bench: Bench, news: "multiprocessing.Queue[tuple[int, int, int, float]]") -> None:
     global _worker
     _worker = bench, news
 

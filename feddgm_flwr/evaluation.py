@@ -43,13 +43,14 @@ def evaluate(
         There are no images.
     """
     if not len(images):
-        raise ValueError("evaluation needs at least 1 image, got 0; check the test part of the data")
+        raise ValueError("evaluation needs at least 1 image, got 0; check the test part")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     right = torch.zeros((), device=device)
     loss = torch.zeros((), device=device)
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+    batches = torch.split(images, batch_size), torch.split(labels, batch_size)
+    for x, y in zip(*batches, strict=True):
         logits, truth = model(x.to(device)), y.to(device)
         loss += cross_entropy(logits, truth, reduction="sum")
         right += (logits.argmax(1) == truth).sum()

@@ -109,13 +109,19 @@ def matching_gradients(
     scale = 2 / squared_distance(start, target)
     adjoint = torch._foreach_mul([end[k] - target[k] for k in start], scale)  # lambda_N
 
-    d_images, d_targets, d_lr = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(lr)
+    d_images, d_targets, d_lr = (
+        torch.zeros_like(x),
+        torch.zeros_like(y),
+        torch.zeros_like(lr),
+    )
     for step in reversed(range(steps)):
         leaves, grads = kept.pop(step, None) or _step_gradient(
             step_loss, points[step], x, y, step, True
         )
-        d_lr -= sum(torch.vdot(g.detach().flatten(), v.flatten())
-                    for g, v in zip(grads, adjoint, strict=True))
+        d_lr -= sum(
+            torch.vdot(g.detach().flatten(), v.flatten())
+            for g, v in zip(grads, adjoint, strict=True)
+        )
         into_params = leaves if exact and step > 0 else []
         pulled = torch.autograd.grad(
             grads, [x, y, *into_params], grad_outputs=torch._foreach_mul(adjoint, -lr)

@@ -1,9 +1,9 @@
 """The surrogate ConvNet and the global models, on images in [0, 1] of 28 to 128 pixels.
 
-Every model normalises in its own first layer, by constants that are not among its weights. None
-uses dropout, whose masks would come from global randomness. What ``build_*`` returns has arbitrary
-weights until ``initialise`` or ``load_params`` sets them. Knows no data set beyond its ``ImageSpec``
-and nothing of training.
+Every model normalises in its own first layer, by constants that are not among its
+weights. None uses dropout, whose masks would come from global randomness. What
+``build_*`` returns has arbitrary weights until ``initialise`` or ``load_params`` sets
+them. Knows no data set beyond its ``ImageSpec`` and nothing of training.
 """
 
 import math
@@ -18,11 +18,11 @@ from feddgm_flwr.config import SurrogateConfig
 from feddgm_flwr.images import ImageSpec
 
 SMALL = 64
-"""Largest side in pixels for which ResNets and AlexNet get a stem that keeps the resolution."""
+"""Up to this side in pixels, the stems of ResNets and AlexNet keep the resolution."""
 
 
 class Normalize(nn.Module):
-    """Subtract the mean and divide by the deviation, per channel; no parameters, no state."""
+    """Subtract the mean, divide by the deviation, per channel; no weights, no state."""
 
     mean: Tensor
     std: Tensor
@@ -41,9 +41,9 @@ class Normalize(nn.Module):
 def build_surrogate(config: SurrogateConfig, spec: ImageSpec) -> nn.Module:
     """Return the ConvNet of the dataset-distillation literature.
 
-    Blocks of 3x3 convolution, normalisation, ReLU and average pooling by two, then one linear
-    layer. It is named ``classifier``, has a bias and sees only non-negative features: ``ownership``
-    relies on all three.
+    Blocks of 3x3 convolution, normalisation, ReLU and average pooling by two, then one
+    linear layer. It is named ``classifier``, has a bias and sees only non-negative
+    features: ``ownership`` relies on all three.
 
     Raises
     ------
@@ -52,9 +52,10 @@ def build_surrogate(config: SurrogateConfig, spec: ImageSpec) -> nn.Module:
     """
     side = spec.size >> config.depth
     if side < 1:
+        most = int(math.log2(spec.size))
         raise ValueError(
-            f"surrogate.depth must be at most {int(math.log2(spec.size))} for images of "
-            f"{spec.size} pixels, got {config.depth}; lower it with -c"
+            f"surrogate.depth must be at most {most} for images of {spec.size} pixels, "
+            f"got {config.depth}; lower it with -c"
         )
     layers: OrderedDict[str, nn.Module] = OrderedDict(normalize=Normalize(spec))
     channels = spec.channels
@@ -68,8 +69,14 @@ def build_surrogate(config: SurrogateConfig, spec: ImageSpec) -> nn.Module:
 
 def _block(channels: int, config: SurrogateConfig) -> nn.Sequential:
     width = config.width
-    groups = {"instance": width, "group": math.gcd(width, max(1, width // 8)), "none": 0}
-    norm = [nn.GroupNorm(groups[config.norm], width)] if groups[config.norm] else []
+    norm: list[nn.Module] = []
+    match config.norm:
+        case "instance":
+            norm = [nn.GroupNorm(width, width)]
+        case "group":
+            norm = [nn.GroupNorm(math.gcd(width, max(1, width // 8)), width)]
+        case "none":
+            pass
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1), *norm, nn.ReLU(), nn.AvgPool2d(2)
     )
@@ -78,8 +85,8 @@ def _block(channels: int, config: SurrogateConfig) -> nn.Sequential:
 def build_global_model(name: str, spec: ImageSpec, surrogate: SurrogateConfig) -> nn.Module:
     """Return a larger model for the synthetic union.
 
-    ``convnet`` is the surrogate's architecture at width 128 or more; the others are torchvision's,
-    untrained, with a stem and a head for small images.
+    ``convnet`` is the surrogate's architecture at width 128 or more; the others are
+    torchvision's, untrained, with a stem and a head for small images.
 
     Raises
     ------
@@ -87,23 +94,30 @@ def build_global_model(name: str, spec: ImageSpec, surrogate: SurrogateConfig) -
         An unknown name, or images too small for the model.
     """
     if name == "convnet":
-        return build_surrogate(replace(surrogate, width=max(128, surrogate.width)), spec)
-    builders = {"resnet18": _resnet, "resnet34": _resnet, "vgg11": _vgg11,
-                "alexnet": _alexnet, "vit": _vit}
-    if name not in builders:
-        known = ("convnet", *builders)
-        raise ValueError(
-            f"global-model.names must be of {known}, got {name!r}; change it with -c"
-        )
-    network = builders[name](name, spec)
+        wide = replace(surrogate, width=max(128, surrogate.width))
+        return build_surrogate(wide, spec)
+    match name:
+        case "resnet18" | "resnet34":
+            network = _resnet(name, spec)
+        case "vgg11":
+            network = _vgg11(spec)
+        case "alexnet":
+            network = _alexnet(spec)
+        case "vit":
+            network = _vit(spec)
+        case _:
+            raise ValueError(
+                "global-model.names must be of convnet, resnet18, resnet34, vgg11, "
+                f"alexnet, vit, got {name!r}; change it with -c"
+            )
     return nn.Sequential(OrderedDict(normalize=Normalize(spec), network=network))
 
 
 def _resnet(name: str, spec: ImageSpec) -> nn.Module:
-    """Up to ``SMALL`` pixels the stem does not shrink: torchvision's would leave one pixel of 28."""
+    """Return a ResNet; torchvision's stem would leave 28 pixels a single one."""
     from torchvision import models
 
-    network: nn.Module = getattr(models, name)(weights=None, num_classes=spec.num_classes)
+    network: nn.Module = getattr(models, name)(num_classes=spec.num_classes)
     if spec.size <= SMALL:
         network.conv1 = nn.Conv2d(spec.channels, 64, 3, padding=1, bias=False)
         network.maxpool = nn.Identity()
@@ -112,60 +126,72 @@ def _resnet(name: str, spec: ImageSpec) -> nn.Module:
     return network
 
 
-def _vgg11(name: str, spec: ImageSpec) -> nn.Module:
-    """With batch norm, without which eleven layers do not start at this initialisation."""
-    from torchvision import models
+def _vgg11(spec: ImageSpec) -> nn.Module:
+    """Return VGG-11 with batch norm, one linear layer and as many halvings as fit.
 
-    network: nn.Module = models.vgg11_bn(weights=None, num_classes=spec.num_classes)
-    halvings = int(math.log2(spec.size))
-    features: list[nn.Module] = []
-    for layer in network.features.children():  # type: ignore[union-attr]
-        pools = sum(isinstance(kept, nn.MaxPool2d) for kept in features)
-        if not isinstance(layer, nn.MaxPool2d) or pools < halvings:
-            features.append(layer)
-    features[0] = nn.Conv2d(spec.channels, 64, 3, padding=1)
-    network.features = nn.Sequential(*features)
-    network.avgpool = nn.AdaptiveAvgPool2d(1)
-    network.classifier = nn.Linear(512, spec.num_classes)
-    return network
+    Without the norm eleven layers do not start to learn from torch's initialisation.
+    """
+    from torchvision.models.vgg import cfgs, make_layers
+
+    # torchvision's whole VGG would first fill 120 million weights of a head that goes.
+    plan: list[int | str] = cfgs["A"]
+    halvings = [index for index, entry in enumerate(plan) if entry == "M"]
+    extra = halvings[int(math.log2(spec.size)) :]
+    plan = [entry for index, entry in enumerate(plan) if index not in extra]
+    layers = list(make_layers(plan, batch_norm=True).children())
+    layers[0] = nn.Conv2d(spec.channels, 64, 3, padding=1)
+    return nn.Sequential(
+        OrderedDict(
+            features=nn.Sequential(*layers),
+            avgpool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(512, spec.num_classes),
+        )
+    )
 
 
-def _alexnet(name: str, spec: ImageSpec) -> nn.Module:
-    """Up to ``SMALL`` pixels the first convolution does not shrink; one linear layer as head."""
+def _alexnet(spec: ImageSpec) -> nn.Module:
+    """Return AlexNet with one linear layer and a first convolution for the size."""
     from torchvision import models
 
     if spec.size < 15:
         raise ValueError(
-            f"global-model.names = 'alexnet' needs images of at least 15 pixels, got {spec.size}; "
-            "choose another model"
+            "global-model.names = 'alexnet' needs images of at least 15 pixels, "
+            f"got {spec.size}; choose another model"
         )
-    network: nn.Module = models.alexnet(weights=None, num_classes=spec.num_classes)
+    network: nn.Module = models.alexnet(num_classes=spec.num_classes)
     stem = (
         nn.Conv2d(spec.channels, 64, 5, padding=2)
         if spec.size <= SMALL
         else nn.Conv2d(spec.channels, 64, 11, stride=4, padding=2)
     )
-    network.features[0] = stem  # type: ignore[index,operator]
+    layers = list(network.get_submodule("features").children())
+    network.features = nn.Sequential(stem, *layers[1:])
     network.avgpool = nn.AdaptiveAvgPool2d(1)
     network.classifier = nn.Linear(256, spec.num_classes)
     return network
 
 
-def _vit(name: str, spec: ImageSpec) -> nn.Module:
-    """Six layers of width 192 on about 8 x 8 patches."""
+def _vit(spec: ImageSpec) -> nn.Module:
+    """Return a vision transformer of six layers, width 192, on about 8 x 8 patches."""
     from torchvision.models import VisionTransformer
 
     patch = patch_size(spec.size)
     network: nn.Module = VisionTransformer(
-        image_size=spec.size, patch_size=patch, num_layers=6, num_heads=3, hidden_dim=192,
-        mlp_dim=384, num_classes=spec.num_classes,
+        image_size=spec.size,
+        patch_size=patch,
+        num_layers=6,
+        num_heads=3,
+        hidden_dim=192,
+        mlp_dim=384,
+        num_classes=spec.num_classes,
     )
     network.conv_proj = nn.Conv2d(spec.channels, 192, patch, stride=patch)
     return network
 
 
 def patch_size(size: int) -> int:
-    """Return the divisor of ``size`` nearest to an eighth of it (28 -> 4, 32 -> 4, 128 -> 16)."""
+    """Return the divisor of ``size`` nearest to an eighth of it (28 -> 4, 64 -> 8)."""
     divisors = [d for d in range(1, size + 1) if size % d == 0]
     return min(divisors, key=lambda d: abs(d - size / 8))
 
@@ -174,8 +200,9 @@ def patch_size(size: int) -> int:
 def initialise(module: nn.Module, *, rng: torch.Generator) -> None:
     """Draw all weights anew from ``rng``, as torch's own defaults would.
 
-    Convolutions and linear layers are Kaiming-uniform, normalisations the identity, attention
-    Xavier-uniform, position embeddings normal (0.02). The draws do not depend on the device.
+    Convolutions and linear layers are Kaiming-uniform, normalisations the identity,
+    attention Xavier-uniform, position embeddings normal (0.02). The draws depend
+    neither on the device nor on the precision of ``module``.
 
     Raises
     ------
@@ -187,10 +214,11 @@ def initialise(module: nn.Module, *, rng: torch.Generator) -> None:
             bound = 1 / math.sqrt(part.weight[0].numel())
             for p in part.parameters(recurse=False):
                 _uniform(p, bound, rng)
-        elif isinstance(part, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm):
+        elif isinstance(part, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
             part.reset_parameters()
         elif isinstance(part, nn.MultiheadAttention):
-            _uniform(part.in_proj_weight, math.sqrt(6 / sum(part.in_proj_weight.shape)), rng)
+            weight = part.in_proj_weight
+            _uniform(weight, math.sqrt(6 / sum(weight.shape)), rng)
             part.in_proj_bias.zero_()
         else:
             _embeddings(part, rng)
@@ -205,8 +233,8 @@ def _embeddings(part: nn.Module, rng: torch.Generator) -> None:
                 p.copy_(0.02 * torch.randn(p.shape, generator=rng))
             case _:
                 raise TypeError(
-                    f"initialise knows no rule for parameter {name!r} of {type(part).__name__}; "
-                    "add one"
+                    f"initialise knows no rule for parameter {name!r} of "
+                    f"{type(part).__name__}; add one"
                 )
 
 

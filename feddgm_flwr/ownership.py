@@ -19,7 +19,11 @@ CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 
 def owned_classes(
-    start: Params, reply: Params, label_counts: tuple[int, ...] | None, *, shrink: float = 0.0
+    start: Params,
+    reply: Params,
+    label_counts: tuple[int, ...] | None,
+    *,
+    shrink: float = 0.0,
 ) -> tuple[int, ...]:
     """Return the owned classes: those counted, or those that the reply proves.
 

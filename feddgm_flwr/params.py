@@ -3,6 +3,8 @@
 ``Params`` keeps the module's own order; nothing is ever flattened. Knows no model.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ def squared_distance(a: Params, b: Params) -> Float[Tensor, ""]:
     return torch.stack([(a[k] - b[k]).square().sum() for k in a]).sum()
 
 
-def weighted_mean(many: list[Params], weights: list[float]) -> Params:
+def weighted_mean(many: Sequence[Params], weights: Sequence[float | int]) -> Params:
     """Return ``sum_i w_i params_i / sum_i w_i`` (FedAvg's aggregate)."""
     total = float(sum(weights))
     first = many[0]

@@ -101,8 +101,7 @@ def fresh_latents(
         values=prior.sample(labels, rng=rng),
         labels=labels,
         label_logits=(
-            LOGIT_SCALE * one_hot(labels, num_classes).float()
-            if config.labels == "soft" else None
+            LOGIT_SCALE * one_hot(labels, num_classes).float() if config.labels == "soft" else None
         ),
         student_lr=config.student_lr,
     )
@@ -127,7 +126,8 @@ def extend_latents(
         values=torch.cat([old.values, new.values]),
         labels=torch.cat([old.labels, new.labels]),
         label_logits=(
-            None if old.label_logits is None or new.label_logits is None
+            None
+            if old.label_logits is None or new.label_logits is None
             else torch.cat([old.label_logits, new.label_logits])
         ),
         student_lr=old.student_lr,

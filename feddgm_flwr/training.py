@@ -1,7 +1,8 @@
-"""SGD on labelled images held in memory; the same loop for clients, surrogate and global models.
+"""SGD on labelled images in memory: one loop for clients, surrogate and global models.
 
-Order and augmentation come from the caller's generator alone, so the same seed gives the same
-weights. Axes: ``n`` images, ``k`` classes. Knows no data set, no client and no round.
+Order and augmentation come from the caller's generator alone, so the same seed gives
+the same weights. Axes: ``n`` images, ``k`` classes. Knows no data set, no client and no
+round.
 """
 
 from collections.abc import Callable
@@ -33,11 +34,13 @@ def train(
     Parameters
     ----------
     images, targets
-        On any device; batches move to the model's. Targets are class indices or probabilities.
+        On any device; batches move to the model's. Targets are class indices or
+        probabilities.
     weights
         Importance of each image, mean 1.
     anchor, proximal_mu
-        FedProx's term ``mu / 2 |w - anchor|^2``; its gradient is added, its value is not reported.
+        FedProx's term ``mu / 2 |w - anchor|^2``: its gradient is added, its value is
+        not reported.
     on_epoch
         Called with the epochs done and the epoch's mean loss.
 
@@ -54,19 +57,25 @@ def train(
         No images, or ``proximal_mu`` without an anchor.
     """
     if not len(images):
-        raise ValueError("training needs at least 1 image, got 0; give this client some data")
+        raise ValueError("training needs at least 1 image, got 0; give it some data")
     if proximal_mu and anchor is None:
-        raise ValueError(f"proximal_mu = {proximal_mu} needs an anchor; pass the start weights")
-    pull = anchor if anchor is not None and proximal_mu else None
+        raise ValueError(
+            f"proximal_mu = {proximal_mu} needs an anchor, got None; pass the weights "
+            "that training starts from"
+        )
     device = next(model.parameters()).device
-    anchors = [] if pull is None else [pull[k].to(device) for k, _ in model.named_parameters()]
+    pull = anchor if anchor and proximal_mu else {}
+    anchors = [pull[name].to(device) for name, _ in model.named_parameters() if pull]
     data = (images, targets, weights)
     if not config.epochs:
         return _standing_loss(model, data, config.batch_size)
 
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum,
-        weight_decay=config.weight_decay, foreach=True,
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        foreach=True,
     )
     model.train()
     for epoch in range(config.epochs):
@@ -75,7 +84,7 @@ def train(
             x, y, w = _batch(data, chosen, device)
             loss = weighted_loss(model(augment(x, config.augment, rng=rng)), y, w)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             if anchors:
                 _add_proximal_gradient(model, anchors, proximal_mu)
             optimizer.step()
@@ -92,9 +101,10 @@ def epoch_batches(
 ) -> list[Int[Tensor, " batch"]]:
     """Return a seeded permutation of 0..n-1 in batches.
 
-    A last batch of one joins its neighbour where the model has batch norm, which needs two.
+    A last batch of one joins its neighbour where the model has batch norm, which needs
+    two.
     """
-    batches = list(torch.randperm(n, generator=rng).split(size))
+    batches = list(torch.split(torch.randperm(n, generator=rng), size))
     if len(batches) > 1 and len(batches[-1]) == 1 and _has_batch_norm(model):
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
@@ -136,7 +146,7 @@ def _standing_loss(
     model.eval()
     n, device = len(data[0]), next(model.parameters()).device
     total = 0.0
-    for chosen in torch.arange(n).split(batch_size):
+    for chosen in torch.split(torch.arange(n), batch_size):
         x, y, w = _batch(data, chosen, device)
         total += float(weighted_loss(model(x), y, w)) * len(chosen)
     return total / n
@@ -145,7 +155,8 @@ def _standing_loss(
 def _finite(loss: float, epoch: int, lr: float) -> float:
     if loss - loss != 0:
         raise FloatingPointError(
-            f"training loss is {loss} in epoch {epoch + 1} at learning rate {lr}; lower the rate"
+            f"training loss must stay finite, got {loss} in epoch {epoch + 1} at a "
+            f"learning rate of {lr}; lower the rate"
         )
     return loss
 

@@ -27,8 +27,11 @@ class InlineGrid(Grid):
         first = self.order.randrange(10**6)
         self.contexts = {
             first + 7 * i: Context(
-                run_id=1, node_id=first + 7 * i, node_config=dict(node_config),
-                state=RecordDict(), run_config=dict(run_config),
+                run_id=1,
+                node_id=first + 7 * i,
+                node_config=dict(node_config),
+                state=RecordDict(),
+                run_config=dict(run_config),
             )
             for i, node_config in enumerate(node_configs)
         }
@@ -68,8 +71,10 @@ class InlineGrid(Grid):
         try:
             reply = self.client_app(deepcopy(message), context)
         except Exception as error:  # as Flower's own runtime does
-            reply = Message(Error(code=2, reason=f"{type(error).__name__}: {error}"),
-                            reply_to=message)
+            reply = Message(
+                Error(code=2, reason=f"{type(error).__name__}: {error}"),
+                reply_to=message,
+            )
         if self.tamper is None:
             return reply
         return self.tamper(message, reply, context.node_config.get("partition-id"))

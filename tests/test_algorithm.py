@@ -8,7 +8,7 @@ import toy
 
 from feddgm_flwr.algorithm import apply_round, generator_only, init_state
 from feddgm_flwr.evaluation import evaluate
-from feddgm_flwr.params import load_params
+from feddgm_flwr.params import all_finite, load_params
 
 
 def quiet(kind, **fields):
@@ -17,6 +17,7 @@ def quiet(kind, **fields):
 
 def same(a, b):
     """Whether two states are equal, bit for bit."""
+
     def equal(x, y):
         if isinstance(x, torch.Tensor):
             return torch.equal(x, y)
@@ -27,6 +28,7 @@ def same(a, b):
         if isinstance(x, tuple):
             return len(x) == len(y) and all(map(equal, x, y))
         return x == y
+
     return equal(a, b)
 
 
@@ -87,6 +89,20 @@ def test_a_non_finite_reply_gives_up_that_client_alone():
     assert report.distilled[1].stopped == ""
     assert report.union.owner.unique().tolist() == [1]
     assert sorted(after.latents) == [1]
+    assert all_finite(after.surrogate)
+
+
+def test_training_that_diverges_keeps_the_models_and_says_so():
+    server = toy.setting(server__lr=1e30, global_model__names="convnet", global_model__lr=1e30)
+    state, updates = toy.federation(server)
+    said = []
+    after, _ = apply_round(state, updates, server, emit=lambda kind, **f: said.append((kind, f)))
+    assert [f["model"] for k, f in said if k == "training-failed"] == [
+        "surrogate",
+        "convnet",
+    ]
+    assert all_finite(after.surrogate)
+    assert same(after.global_models, state.global_models)
 
 
 @pytest.mark.parametrize("how", ["synthetic", "aggregate", "aggregate+synthetic"])
@@ -119,11 +135,12 @@ def test_warm_start_goes_on_from_the_last_rounds_latents():
 def test_replay_pool_holds_the_last_rounds_and_no_more():
     server = toy.setting(distill__replay_rounds=2)
     state, updates = toy.federation(server)
-    sizes = []
+    fresh, union = [], []
     for _ in range(3):
         state, report = apply_round(state, updates, server, emit=quiet)
-        sizes.append(len(report.union) // len(report.fresh))
-    assert sizes == [1, 2, 2]
+        fresh.append(len(report.fresh))
+        union.append(len(report.union))
+    assert union == [fresh[0], fresh[0] + fresh[1], fresh[1] + fresh[2]]
 
 
 def test_weights_by_examples_let_n_i_speak():
@@ -135,10 +152,10 @@ def test_weights_by_examples_let_n_i_speak():
 
 
 def test_every_global_model_learns_from_the_same_union():
-    server = toy.setting(global_model__names="convnet,resnet18", global_model__epochs=1)
+    server = toy.setting(global_model__names="convnet,vit", global_model__epochs=1)
     state, updates = toy.federation(server)
     after, _ = apply_round(state, updates, server, emit=quiet)
-    assert list(after.global_models) == ["convnet", "resnet18"]
+    assert list(after.global_models) == ["convnet", "vit"]
     for name, weights in after.global_models.items():
         before = init_state(server).global_models[name]
         assert any(not torch.equal(weights[k], before[k]) for k in weights)

@@ -36,21 +36,16 @@ def test_processes_equal_serial_bitwise_and_survive_a_dead_worker():
         assert a.report.last_loss == b.report.last_loss
 
 
-def test_an_error_of_the_machine_fails_one_client_with_the_reason():
+def test_an_error_of_the_machine_fails_one_client_with_the_reason(monkeypatch):
     server = toy.setting()
     state, updates = toy.federation(server)
     jobs = [distill_job(u, state, server) for u in updates]
 
-    class Broken:
-        conditional = False
+    def out_of_memory(self, labels, *, rng):
+        raise RuntimeError("out of memory")
 
-        def sample(self, labels, *, rng):
-            raise RuntimeError("out of memory")
-
-    bench = type(server.bench)(
-        **{**server.bench.__dict__, "prior": Broken()}  # type: ignore[arg-type]
-    )
-    results = SerialEngine(bench).run(jobs, lambda *_: None, lambda _: None)
+    monkeypatch.setattr(type(server.prior), "sample", out_of_memory)
+    results = server.engine.run(jobs, lambda *_: None, lambda _: None)
     assert all("out of memory" in r.report.stopped and not len(r.images) for r in results)
 
 
@@ -58,7 +53,12 @@ def test_progress_tells_time_left():
     server = toy.setting()
     state, updates = toy.federation(server)
     events = []
-    apply_round(state, updates, server, emit=lambda kind, **fields: events.append((kind, fields)))
+    apply_round(
+        state,
+        updates,
+        server,
+        emit=lambda kind, **fields: events.append((kind, fields)),
+    )
     progress = [f for kind, f in events if kind == "distill-progress"]
     assert len(progress) == 2 * server.config.distill.iterations
     assert all(f["eta_s"] >= 0 for f in progress)

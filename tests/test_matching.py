@@ -45,8 +45,14 @@ class Problem:
 
     def ours(self, **kwargs):
         return matching_gradients(
-            self.step_loss, self.start, self.target, self.images, self.targets, self.lr,
-            steps=STEPS, **kwargs,
+            self.step_loss,
+            self.start,
+            self.target,
+            self.images,
+            self.targets,
+            self.lr,
+            steps=STEPS,
+            **kwargs,
         )
 
 
@@ -93,7 +99,10 @@ def test_detached_gradient_is_not_the_exact_one(problem):
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("kept_steps", [0, 1, 3, 100])
 def test_bounded_memory_changes_no_bit(problem, exact, kept_steps):
-    all_kept, bounded = problem.ours(exact=exact), problem.ours(exact=exact, kept_steps=kept_steps)
+    all_kept, bounded = (
+        problem.ours(exact=exact),
+        problem.ours(exact=exact, kept_steps=kept_steps),
+    )
     for name in ("loss", "images", "targets", "lr"):
         assert torch.equal(getattr(all_kept, name), getattr(bounded, name))
 

@@ -36,7 +36,11 @@ def trained(labels, seed, **config):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sets(st.integers(0, 5), min_size=1), st.integers(0, 1000), st.sampled_from([0.0, 0.9]))
+@given(
+    st.sets(st.integers(0, 5), min_size=1),
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 0.9]),
+)
 def test_inferred_classes_are_the_owned_ones(classes, seed, momentum):
     labels = torch.tensor(sorted(classes)).repeat_interleave(10)
     start, reply = trained(labels, seed, momentum=momentum, lr=0.05)

@@ -34,6 +34,8 @@ def show_log() -> None:
     """Let this package's log lines appear where Flower's do."""
     if not any(isinstance(h, _ToFlower) for h in logger.handlers):
         logger.addHandler(_ToFlower())
+        # Flower's logger passes records on too; once is enough.
+        logger.propagate = False
     logger.setLevel(logging.INFO)
 
 
@@ -76,7 +78,8 @@ def local_images(
     """Return a client's own images: its part of the data set, or its own folder."""
     data_dir = node_config.get(DATA_DIR)
     return client_images(
-        config.data, part,
+        config.data,
+        part,
         partition_id=identity.partition_id,
         num_partitions=identity.num_partitions,
         seed=config.seed,
@@ -90,7 +93,9 @@ def label_counts(config: RunConfig, data: ImageSet) -> tuple[int, ...]:
     return tuple(torch.bincount(data.labels, minlength=classes).tolist())
 
 
-def local_model(config: RunConfig, broadcast: Broadcast, device: torch.device) -> nn.Module:
+def local_model(
+    config: RunConfig, broadcast: Broadcast, device: torch.device
+) -> nn.Module:
     """Return the surrogate as it was broadcast."""
     model = build_surrogate(config.surrogate, spec_of(config.data))
     load_params(model, broadcast.params)
@@ -107,7 +112,9 @@ def run_folder(config: RunConfig) -> Path:
     """
     if not config.out_dir:
         if config.resume:
-            raise ValueError("resume = true needs out-dir, got ''; name the run's folder")
+            raise ValueError(
+                "resume = true needs out-dir, got ''; name the run's folder"
+            )
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.strategy}-{config.seed}"
         return Path.home() / "feddgm-runs" / name
     folder = Path(config.out_dir)
@@ -126,10 +133,16 @@ def run_folder(config: RunConfig) -> Path:
 
 def say_hello(config: RunConfig, folder: Path, device: torch.device) -> None:
     """Log where this runs, where its results go and what will happen."""
-    logger.info("device %s, torch %s, flwr %s", device, torch.__version__, version("flwr"))
+    logger.info(
+        "device %s, torch %s, flwr %s", device, torch.__version__, version("flwr")
+    )
     logger.info("run folder: %s", folder)
     logger.info(
         "%s (recipe %s) on %s, %s partition, %d rounds, seed %d",
-        config.strategy, config.recipe, config.data.name, config.data.partition,
-        config.num_server_rounds, config.seed,
+        config.strategy,
+        config.recipe,
+        config.data.name,
+        config.data.partition,
+        config.num_server_rounds,
+        config.seed,
     )

@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import (
     FedYogi,
     Krum,
 )
+from numpy.typing import NDArray
 
 from feddgm_flwr.algorithm import ClientUpdate, RoundReport, ServerState
 from feddgm_flwr.config import BaselineConfig
@@ -39,7 +40,9 @@ from feddgm_flwr.params import Params
 def build_baseline(name: str, config: BaselineConfig) -> "FlowerArithmetic":
     """Return Flower's strategy ``name`` with the settings it knows."""
     keys = {
-        "weighted_by_key": NUM_EXAMPLES, "arrayrecord_key": ARRAYS, "configrecord_key": CONFIG
+        "weighted_by_key": NUM_EXAMPLES,
+        "arrayrecord_key": ARRAYS,
+        "configrecord_key": CONFIG,
     }
     adaptive = {"eta": config.server_lr, "tau": config.adaptivity}
     strategy: FedAvg
@@ -67,7 +70,9 @@ def build_baseline(name: str, config: BaselineConfig) -> "FlowerArithmetic":
         case "krum":
             strategy = Krum(num_malicious_nodes=config.malicious, **keys)
         case _:
-            raise ValueError(f"strategy must be one of Flower's, got {name!r}; see docs/config.md")
+            raise ValueError(
+                f"strategy must be one of Flower's, got {name!r}; see docs/config.md"
+            )
     return FlowerArithmetic(name, strategy)
 
 
@@ -88,10 +93,14 @@ class FlowerArithmetic:
         if not updates:
             return replace(state, server_round=server_round), None
         self._know(state.surrogate)
-        arrays, _ = self._strategy.aggregate_train(server_round, [_message(u) for u in updates])
+        arrays, _ = self._strategy.aggregate_train(
+            server_round, [_message(u) for u in updates]
+        )
         assert arrays is not None
         made = from_record(arrays)
-        surrogate = {name: made[name].to(p.dtype) for name, p in state.surrogate.items()}
+        surrogate = {
+            name: made[name].to(p.dtype) for name, p in state.surrogate.items()
+        }
         return replace(state, server_round=server_round, surrogate=surrogate), None
 
     def _know(self, surrogate: Params) -> None:
@@ -107,7 +116,9 @@ class FlowerArithmetic:
         strategy = self._strategy
         if isinstance(strategy, FedAvgM):
             vector = strategy.momentum_vector
-            return {"momentum": None if vector is None else [_tensor(v) for v in vector]}
+            return {
+                "momentum": None if vector is None else [_tensor(v) for v in vector]
+            }
         if isinstance(strategy, FedAdam | FedYogi | FedAdagrad):
             return {"m": _tensors(strategy.m_t), "v": _tensors(strategy.v_t)}
         return {}
@@ -117,7 +128,9 @@ class FlowerArithmetic:
         strategy = self._strategy
         if isinstance(strategy, FedAvgM):
             vector = memory["momentum"]
-            strategy.momentum_vector = None if vector is None else [v.numpy() for v in vector]
+            strategy.momentum_vector = (
+                None if vector is None else [v.numpy() for v in vector]
+            )
         elif isinstance(strategy, FedAdam | FedYogi | FedAdagrad):
             strategy.m_t, strategy.v_t = _arrays(memory["m"]), _arrays(memory["v"])
 
@@ -129,13 +142,13 @@ def _message(update: ClientUpdate) -> Message:
     return Message(content=content, dst_node_id=0, message_type=MessageType.TRAIN)
 
 
-def _tensor(array: "np.ndarray[Any, Any]") -> torch.Tensor:
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def _tensors(arrays: "dict[str, np.ndarray[Any, Any]] | None") -> Params | None:
+def _tensors(arrays: dict[str, NDArray[Any]] | None) -> Params | None:
     return None if arrays is None else {k: _tensor(v) for k, v in arrays.items()}
 
 
-def _arrays(tensors: Params | None) -> "dict[str, np.ndarray[Any, Any]] | None":
+def _arrays(tensors: Params | None) -> dict[str, NDArray[Any]] | None:
     return None if tensors is None else {k: v.numpy() for k, v in tensors.items()}

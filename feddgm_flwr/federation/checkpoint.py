@@ -23,8 +23,15 @@ FORMAT = 1
 
 MAY_DIFFER = frozenset(
     {
-        "resume", "out-dir", "data.root", "data.download", "client.threads",
-        "distill.engine", "distill.workers", "server.node-wait-s", "server.round-timeout-s",
+        "resume",
+        "out-dir",
+        "data.root",
+        "data.download",
+        "client.threads",
+        "distill.engine",
+        "distill.workers",
+        "server.node-wait-s",
+        "server.round-timeout-s",
     }
 )
 """Keys that say where and how fast, never what."""
@@ -106,7 +113,9 @@ def check_same_run(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> No
     if int(now[rounds]) < int(saved[rounds]):
         differing.append(rounds)
     if differing:
-        said = ", ".join(f"{k} = {now.get(k)!r} (was {saved.get(k)!r})" for k in differing)
+        said = ", ".join(
+            f"{k} = {now.get(k)!r} (was {saved.get(k)!r})" for k in differing
+        )
         raise ValueError(
             f"resume needs the settings that the run began with, got {said}; "
             "change them back, or start a new run in another out-dir"

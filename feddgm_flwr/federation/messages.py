@@ -172,7 +172,9 @@ def reported(message: Message) -> dict[str, float | None]:
     """Return a parsed reply's training loss and seconds, for the log; None where unsaid."""
     metrics = message.content.metric_records[METRICS]
     found = {"train_loss": metrics.get(TRAIN_LOSS), "seconds": metrics.get(SECONDS)}
-    return {k: float(v) if isinstance(v, int | float) else None for k, v in found.items()}
+    return {
+        k: float(v) if isinstance(v, int | float) else None for k, v in found.items()
+    }
 
 
 def evaluation_content(evaluation: Evaluation, num_examples: int) -> RecordDict:
@@ -271,14 +273,15 @@ def _wrong_metrics(metrics: MetricRecord, num_classes: int) -> str:
 def _wrong_arrays(params: Params, template: Params) -> str:
     """Return what is wrong with a reply's tensors, or ""."""
     if params.keys() != template.keys():
-        missing, extra = sorted(template.keys() - params), sorted(params.keys() - template)
+        missing, extra = (
+            sorted(template.keys() - params),
+            sorted(params.keys() - template),
+        )
         return f"its parameters are not the surrogate's: missing {missing}, unknown {extra}"
     for name, expected in template.items():
         got = params[name]
         if got.shape != expected.shape:
-            return (
-                f"{name} must have shape {tuple(expected.shape)}, got {tuple(got.shape)}"
-            )
+            return f"{name} must have shape {tuple(expected.shape)}, got {tuple(got.shape)}"
         if got.dtype != expected.dtype:
             return f"{name} must be {expected.dtype}, got {got.dtype}"
     return "" if all_finite(params) else "its parameters hold NaN or infinity"

@@ -62,7 +62,9 @@ class Roster:
         deadline = time.monotonic() + self._wait_s
         while True:
             nodes = list(grid.get_node_ids())
-            new = [n for n in nodes if n not in self._known and self._asked[n] < ATTEMPTS]
+            new = [
+                n for n in nodes if n not in self._known and self._asked[n] < ATTEMPTS
+            ]
             if new:
                 self._ask(new, grid, timeout_s=max(POLL_S, deadline - time.monotonic()))
             online = self._by_partition(set(nodes))
@@ -89,7 +91,10 @@ class Roster:
         ]
         replies = list(grid.send_and_receive(questions, timeout=timeout_s))
         asked = {q.metadata.message_id: q.metadata.dst_node_id for q in questions}
-        answers = {asked.get(r.metadata.reply_to_message_id): parse_identity(r) for r in replies}
+        answers = {
+            asked.get(r.metadata.reply_to_message_id): parse_identity(r)
+            for r in replies
+        }
         for node in sorted(nodes):
             answer = answers.get(node, Rejection("it did not answer in time"))
             if isinstance(answer, Rejection):
@@ -109,6 +114,8 @@ class Roster:
                 logger.error(
                     "nodes %d and %d both say partition-id = %d; only the first takes part, "
                     "so give each SuperNode a partition-id of its own",
-                    first, node, identity.partition_id,
+                    first,
+                    node,
+                    identity.partition_id,
                 )
         return dict(sorted(found.items()))

@@ -23,11 +23,16 @@ class Scorer:
     """
 
     def __init__(
-        self, models: Mapping[str, nn.Module], test: ImageSet | None, device: torch.device
+        self,
+        models: Mapping[str, nn.Module],
+        test: ImageSet | None,
+        device: torch.device,
     ) -> None:
         self._models, self._device = models, device
-        self._test = None if test is None else ImageSet(
-            test.images.to(device), test.labels.to(device)
+        self._test = (
+            None
+            if test is None
+            else ImageSet(test.images.to(device), test.labels.to(device))
         )
 
     @property

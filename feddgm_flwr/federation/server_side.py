@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,9 @@ from feddgm_flwr.algorithm import (
     generator_only,
     init_state,
 )
-from feddgm_flwr.config import RunConfig
-from feddgm_flwr.data import datasets, partition
+from feddgm_flwr.config import DataConfig, RunConfig
+from feddgm_flwr.data import datasets
+from feddgm_flwr.data.partition import counts, partition
 from feddgm_flwr.distill import Bench
 from feddgm_flwr.engine import build_engine
 from feddgm_flwr.federation import checkpoint
@@ -66,13 +66,15 @@ def server_side(
     config: RunConfig, spec: ImageSpec, folder: Path, device: torch.device, emit: Emit
 ) -> Iterator[ServerSide]:
     """Build the server's parts and release them after the block."""
-    test = test_images(config)
+    test = server_images(config.data, "test")
     if config.strategy == "feddgm":
         setting = build_setting(config, spec, device)
         models = {"surrogate": setting.surrogate, **setting.global_models}
         try:
             yield _restore(
-                config, folder, Scorer(models, test, device),
+                config,
+                folder,
+                Scorer(models, test, device),
                 arithmetic=Distillation(setting, emit),
                 fresh=lambda: init_state(setting),
                 control=lambda: generator_only(setting),
@@ -82,7 +84,9 @@ def server_side(
         return
     surrogate = build_surrogate(config.surrogate, spec)
     yield _restore(
-        config, folder, Scorer({"surrogate": surrogate}, test, device),
+        config,
+        folder,
+        Scorer({"surrogate": surrogate}, test, device),
         arithmetic=build_baseline(config.strategy, config.baseline),
         fresh=lambda: bare_state(surrogate, config.seed),
         control=None,
@@ -93,7 +97,9 @@ def build_setting(config: RunConfig, spec: ImageSpec, device: torch.device) -> S
     """Return what FedDGM's arithmetic computes with; close its engine after the run."""
     surrogate = build_surrogate(config.surrogate, spec)
     prior = build_prior(config.generator, spec).to(device)
-    bench = Bench(surrogate, prior, config.distill, spec, config.generator.chunk, device)
+    bench = Bench(
+        surrogate, prior, config.distill, spec, config.generator.chunk, device
+    )
     return Setting(
         config=config,
         spec=spec,
@@ -134,12 +140,17 @@ def _restore(
     return ServerSide(arithmetic, saved.state, results, scorer, control)
 
 
-def test_images(config: RunConfig) -> ImageSet | None:
-    """Return the server's own test images; None, and a line in the log, where it has none."""
+def server_images(config: DataConfig, part: datasets.Part) -> ImageSet | None:
+    """Return images that the server has itself; None, and a line in the log, where it has none."""
+    packaged = config.name in ("mnist5k", "digits")
+    if not packaged and not config.root:
+        logger.info("the server has no %s images: data.root is empty", part)
+        return None
+    own_format = config.name in ("folder", "npz")
     try:
-        return datasets.load(config.data, "test")
-    except FileNotFoundError as error:
-        logger.info("no scores by the server, which has no test images: %s", error)
+        return datasets.load(config, part)
+    except (FileNotFoundError, *((ValueError,) if own_format else ())) as error:
+        logger.warning("the server has no %s images: %s", part, error)
         return None
 
 
@@ -155,19 +166,20 @@ def add_control(config: RunConfig, parts: ServerSide) -> None:
     logger.info("without any client the prior alone gives %s", told)
 
 
-def draw_owners(config: RunConfig, spec: ImageSpec, num_partitions: int, folder: Path) -> None:
+def draw_owners(
+    config: RunConfig, spec: ImageSpec, num_partitions: int, folder: Path
+) -> None:
     """Draw who owns what, where the clients' data are parts of a set that is here too."""
     if num_partitions == 0:
         logger.info("no picture of who owns what: the clients have data of their own")
         return
-    try:
-        labels = datasets.load(config.data, "train").labels
-    except FileNotFoundError as error:
-        logger.info("no picture of who owns what: %s", error)
+    data = server_images(config.data, "train")
+    if data is None:
         return
-    parts = partition.divide(labels.numpy(), config.data, num_partitions, seed=config.seed)
-    counts = [np.bincount(labels[part], minlength=spec.num_classes) for part in parts]
-    plots.draw_ownership(np.stack(counts, 1), spec.classes, folder / "owners.png")
+    labels = data.labels.numpy()
+    parts = partition(labels, config.data, num_clients=num_partitions, seed=config.seed)
+    owned = counts(parts, labels, spec.num_classes)
+    plots.draw_ownership(owned.T, spec.classes, folder / "owners.png")
 
 
 def draw_round(folder: Path, spec: ImageSpec) -> Callable[[int, RoundReport], None]:
@@ -175,7 +187,9 @@ def draw_round(folder: Path, spec: ImageSpec) -> Callable[[int, RoundReport], No
 
     def show(server_round: int, report: RoundReport) -> None:
         if len(report.fresh):
-            plots.draw_round(folder / "distilled", server_round, report.fresh, spec.classes)
+            plots.draw_round(
+                folder / "distilled", server_round, report.fresh, spec.classes
+            )
 
     return show
 

@@ -104,7 +104,11 @@ class RoundKeeper(Strategy):
         score: Score,
         show: Show,
     ) -> None:
-        self._config, self._arithmetic, self._num_classes = config, arithmetic, num_classes
+        self._config, self._arithmetic, self._num_classes = (
+            config,
+            arithmetic,
+            num_classes,
+        )
         self.state, self.results = state, results
         self._out_dir, self._emit, self._score, self._show = out_dir, emit, score, show
         self.roster = Roster(
@@ -132,8 +136,11 @@ class RoundKeeper(Strategy):
         config = self._config
         logger.info(
             "%s: rounds %d to %d, %.0f %% of the clients a round, seed %d",
-            self._arithmetic.name, self.state.server_round + 1, config.num_server_rounds,
-            100 * config.server.fraction_train, config.seed,
+            self._arithmetic.name,
+            self.state.server_round + 1,
+            config.num_server_rounds,
+            100 * config.server.fraction_train,
+            config.seed,
         )
 
     def configure_train(
@@ -144,18 +151,30 @@ class RoundKeeper(Strategy):
         online = self.roster.online(grid)
         chosen = self._sample(list(online), number)
         self._round = _Round(number, began, {p: online[p] for p in chosen}, [])
-        self.results.header["clients"] = max(self.results.header["clients"], len(online))
-        self._emit(
-            "round-start", round=number, rounds=self._config.num_server_rounds,
-            clients=chosen, online=len(online),
+        self.results.header["clients"] = max(
+            self.results.header["clients"], len(online)
         )
-        mu = self._config.baseline.proximal_mu if self._arithmetic.name == "fedprox" else 0.0
+        self._emit(
+            "round-start",
+            round=number,
+            rounds=self._config.num_server_rounds,
+            clients=chosen,
+            online=len(online),
+        )
+        mu = (
+            self._config.baseline.proximal_mu
+            if self._arithmetic.name == "fedprox"
+            else 0.0
+        )
         content = messages.train_message_content(
             self.state.surrogate, number, proximal_mu=mu
         )
         # A list, not a generator: in deployment Flower walks it twice.
         return self._round.send(
-            [_message(content, node, MessageType.TRAIN) for node in self._round.nodes.values()]
+            [
+                _message(content, node, MessageType.TRAIN)
+                for node in self._round.nodes.values()
+            ]
         )
 
     def _sample(self, partition_ids: list[int], server_round: int) -> list[int]:
@@ -202,14 +221,20 @@ class RoundKeeper(Strategy):
     def _tell(self, screened: Screened) -> None:
         for a in screened.accepted:
             self._emit(
-                "client-reply", round=self._round.number,
-                partition_id=a.update.partition_id, num_examples=a.update.num_examples,
-                train_loss=a.train_loss, seconds=a.seconds,
+                "client-reply",
+                round=self._round.number,
+                partition_id=a.update.partition_id,
+                num_examples=a.update.num_examples,
+                train_loss=a.train_loss,
+                seconds=a.seconds,
             )
         for s in screened.set_aside:
             self._emit(
-                "client-rejected", round=self._round.number,
-                partition_id=s.partition_id, reply=s.kind, reason=s.reason,
+                "client-rejected",
+                round=self._round.number,
+                partition_id=s.partition_id,
+                reply=s.kind,
+                reason=s.reason,
             )
 
     def configure_evaluate(
@@ -221,7 +246,10 @@ class RoundKeeper(Strategy):
             return []
         content = messages.train_message_content(self.state.surrogate, now.number)
         return now.send(
-            [_message(content, node, MessageType.EVALUATE) for node in now.nodes.values()]
+            [
+                _message(content, node, MessageType.EVALUATE)
+                for node in now.nodes.values()
+            ]
         )
 
     def aggregate_evaluate(

@@ -3,7 +3,7 @@
 Importing this module costs nothing; diffusers is imported by the prior that needs it.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,17 +13,16 @@ from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.images import ImageSpec
 
 
+@runtime_checkable
 class Prior(Protocol):
-    """A frozen generator G: latents -> images in (about) [0, 1] of the data set's shape."""
+    """A frozen generator G: latents -> images, about in [0, 1], in the data's shape."""
 
     @property
     def conditional(self) -> bool:
         """Whether ``sample`` knows the data set's classes."""
         ...
 
-    def sample(
-        self, labels: Int[Tensor, " n"], *, rng: torch.Generator
-    ) -> Float[Tensor, "n ..."]:
+    def sample(self, labels: Int[Tensor, " n"], *, rng: torch.Generator) -> Float[Tensor, "n ..."]:
         """Return starting latents, of the labels' classes where ``conditional``."""
         ...
 

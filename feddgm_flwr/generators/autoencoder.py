@@ -1,17 +1,18 @@
-"""Any diffusers autoencoder as a prior, frozen; latents live before or within its decoder.
+"""Any diffusers autoencoder as a frozen prior; latents live before or in its decoder.
 
-Decoders are cut into blocks, per family; ``generator.feature-block = n`` starts the latents as the
-feature after the first n blocks (F_n in GLaD and the paper) and decodes through the rest:
+Decoders are cut into blocks, per family; ``generator.feature-block = n`` starts the
+latents as the feature after the first n blocks (F_n in GLaD and the paper) and decodes
+through the rest:
 
-====================  ==========================================================================
-AutoencoderKL, VQ     post-quantisation and first convolution | middle | each up block | output
-AutoencoderTiny       clamp and first convolution | each residual block | each upsampling
-====================  ==========================================================================
+===============  ====================================================================
+AutoencoderKL    first convolutions | middle | each up block | output; VQModel too
+AutoencoderTiny  first convolution | each residual block or upsampling | output
+===============  ====================================================================
 
-``sample`` knows no classes: its latents are standard normal in the space in which the model's
-makers scaled them to unit variance (``scaling_factor``, ``shift_factor``, ``latents_mean``). VQ
-models decode the latents as they are, without looking up the nearest code word, which has no
-gradient. Knows of diffusers, and of nothing federated.
+``sample`` knows no classes: its latents are standard normal in the space in which the
+model's makers scaled them to unit variance (``scaling_factor``, ``shift_factor``,
+``latents_mean``). VQ models decode the latents as they are, without looking up the
+nearest code word, which has no gradient. Knows of diffusers, and of nothing federated.
 """
 
 import re
@@ -35,7 +36,7 @@ POOL_GROUPS = 4
 
 
 class PooledBlock(AutoencoderTinyBlock):  # type: ignore[misc]
-    """The block of FLUX.2's tiny autoencoder: a wide pointwise branch before the usual one.
+    """The block of FLUX.2's tiny autoencoder: a pointwise branch before the usual one.
 
     Its normalisation takes statistics over the whole picture, which is what pools.
     """
@@ -63,7 +64,8 @@ class PooledAutoencoderTiny(AutoencoderTiny):  # type: ignore[misc]
         cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]
     ) -> "PooledAutoencoderTiny":
         """Return the model with its weights in float32."""
-        model: PooledAutoencoderTiny = cls.from_config(dict(config))
+        known = {k: v for k, v in config.items() if k != "block_out_channels"}
+        model: PooledAutoencoderTiny = cls.from_config(known)
         for name, weight in weights.items():
             if found := re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.pool\.0\.weight", name):
                 layers = model.get_submodule(f"{found[1]}.layers")
@@ -75,7 +77,7 @@ class PooledAutoencoderTiny(AutoencoderTiny):  # type: ignore[misc]
 
 FAMILIES: dict[str, type[ModelMixin]] = {
     "AutoencoderKL": AutoencoderKL,
-    "AutoencoderTiny": AutoencoderTiny,
+    "AutoencoderTiny": PooledAutoencoderTiny,
     "AutoencoderTinyFlux2": PooledAutoencoderTiny,
     "PooledAutoencoderTiny": PooledAutoencoderTiny,
     "VQModel": VQModel,
@@ -84,7 +86,7 @@ FAMILIES: dict[str, type[ModelMixin]] = {
 
 
 def load_autoencoder(path: str, subfolder: str = "") -> ModelMixin:
-    """Return the frozen float32 autoencoder at a hub id or a folder in diffusers' layout.
+    """Return the frozen float32 autoencoder at a hub id or in a folder.
 
     Raises
     ------
@@ -104,11 +106,11 @@ def load_autoencoder(path: str, subfolder: str = "") -> ModelMixin:
         if family is PooledAutoencoderTiny:
             model = family.from_weights(config, _weights(path, subfolder))
         else:
-            model = family.from_pretrained(path, torch_dtype=torch.float32, **inside)
+            model = family.from_pretrained(path, low_cpu_mem_usage=False, **inside)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"{where} must be a hub id or a folder with config.json and {WEIGHTS}, and could"
-            f" not be loaded: {error}"
+            f"{where} must be a hub id or a folder with config.json and {WEIGHTS},"
+            f" and could not be loaded: {error}"
         ) from error
     return model.float().eval().requires_grad_(False)
 
@@ -143,7 +145,7 @@ class _WholeVQ(nn.Module):
         super().__init__()
         self.post_quant_conv, self.decoder = model.post_quant_conv, model.decoder
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         y: Tensor = self.decoder(self.post_quant_conv(x), x)
         return y
 
@@ -158,7 +160,8 @@ def decoder_blocks(model: ModelMixin) -> list[nn.Module]:
     stem = [m for m in (model.post_quant_conv, decoder.conv_in) if m is not None]
     head = (decoder.conv_norm_out, decoder.conv_act, decoder.conv_out, _Unsigned())
     return [
-        nn.Sequential(*stem), decoder.mid_block, *decoder.up_blocks, nn.Sequential(*head),
+        nn.Sequential(*stem), decoder.mid_block, *decoder.up_blocks,
+        nn.Sequential(*head),
     ]  # fmt: skip
 
 
@@ -175,8 +178,12 @@ def _tiny_blocks(layers: list[nn.Module]) -> list[nn.Module]:
 class Decoder(nn.Module):
     """The second half of an autoencoder, cut after ``skip`` blocks.
 
-    Its latents are in the model's unit-variance space where ``skip`` is 0, else features.
+    Its latents are in the model's unit-variance space where ``skip`` is 0, else
+    features.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: ModelMixin, skip: int) -> None:
         super().__init__()
@@ -186,12 +193,16 @@ class Decoder(nn.Module):
                 f"generator.feature-block must be at most {len(blocks) - 1} for this"
                 f" {type(model).__name__}, got {skip}; choose a smaller one"
             )
-        self.first, self.rest = nn.ModuleList(blocks[:skip]), nn.ModuleList(blocks[skip:])
+        self.first, self.rest = (
+            nn.ModuleList(blocks[:skip]),
+            nn.ModuleList(blocks[skip:]),
+        )
         mean, std = _statistics(model)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.channels, self.factor = _latent_channels(model), _upsampling(model)
         self.out_channels = int(model.config.out_channels)
+        self.eval()
 
     def enter(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         """Return what ``forward`` takes, of unit-variance latents."""
@@ -212,7 +223,7 @@ class Decoder(nn.Module):
 
 
 def _statistics(model: ModelMixin) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation that lead from unit latents to the model's own."""
+    """Return the mean and deviation that lead from unit latents to the model's."""
     config = model.config
     mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
     std = config.get("latents_std") or [1.0]
@@ -239,8 +250,8 @@ class AutoencoderPrior:
     def __init__(self, decoder: Decoder, spec: ImageSpec, image_scale: int = 1) -> None:
         if decoder.out_channels < spec.channels:
             raise ValueError(
-                f"generator.path makes images of {decoder.out_channels} channel, the data set"
-                f" has {spec.channels}; choose an autoencoder for colour"
+                f"generator.path makes images of {decoder.out_channels} channel,"
+                f" the data set has {spec.channels}; choose an autoencoder for colour"
             )
         self._decoder, self._spec, self._scale = decoder, spec, image_scale
         self._side = -(-spec.size * image_scale // decoder.factor)

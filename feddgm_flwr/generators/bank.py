@@ -1,7 +1,8 @@
 """A bank of latents by class: what makes an autoencoder class-conditional.
 
-A sample lies between a stored latent and a near neighbour of its class, so that samples are new
-but stay where the decoder is at home. Knows no decoder. Axes: ``m`` stored latents.
+A sample lies between a stored latent and a near neighbour of its class, so that samples
+are new but stay where the decoder is at home. Knows no decoder. Axes: ``m`` stored
+latents.
 """
 
 import json
@@ -15,7 +16,7 @@ from torch import Tensor
 FILE = "classes.safetensors"
 NEIGHBOURS = 5
 """A sample's second parent is one of this many nearest latents of its class."""
-MIX = 0.5
+MIX = 0.3
 """A sample lies at most this far along the way to its second parent."""
 
 
@@ -42,7 +43,9 @@ class LatentBank:
 
     @staticmethod
     def quantised(
-        latents: Float[Tensor, "m c h w"], labels: Int[Tensor, " m"], classes: tuple[str, ...]
+        latents: Float[Tensor, "m c h w"],
+        labels: Int[Tensor, " m"],
+        classes: tuple[str, ...],
     ) -> "LatentBank":
         """Return the bank of ``latents``, each number rounded to one of 255 levels."""
         scale = float(latents.abs().max()) / 127
@@ -57,7 +60,7 @@ class LatentBank:
     def sample(
         self, wanted: list[int] | None, n: int, *, rng: torch.Generator
     ) -> Float[Tensor, "n c h w"]:
-        """Return a new latent for each class index in ``wanted``, or ``n`` of any class."""
+        """Return a new latent for each class in ``wanted``, or ``n`` of any class."""
         if wanted is None:
             picks = torch.randint(len(self.labels), (n,), generator=rng)
             wanted = self.labels[picks].tolist()
@@ -86,7 +89,10 @@ class LatentBank:
             about = file.metadata()
             codes, labels = file.get_tensor("codes"), file.get_tensor("labels")
         return LatentBank(
-            codes, float(about["scale"]), labels.long(), tuple(json.loads(about["classes"]))
+            codes,
+            float(about["scale"]),
+            labels.long(),
+            tuple(json.loads(about["classes"])),
         )
 
 

@@ -1,8 +1,9 @@
-"""The default prior: a small autoencoder of characters that knows which latents are which class.
+"""The default prior: a small autoencoder of characters that knows their classes.
 
-Pretrained by ``feddgm-pretrain`` on glyphs of fonts, never on anybody's data; its weights are the
-package ``feddgm_priors``. It has one native size, from which images are resized to the data set's.
-A class of the data set is known where its name is that of a character; "3 - three" counts as "3".
+Pretrained by ``feddgm-pretrain`` on glyphs of fonts, never on anybody's data; its
+weights are the package ``feddgm_priors``. It has one native size, from which images are
+resized to the data set's. A class of the data set is known where its name is that of a
+character; "3 - three" counts as "3".
 """
 
 from pathlib import Path
@@ -24,9 +25,9 @@ class GlyphPrior:
     def __init__(self, decoder: Decoder, bank: LatentBank, spec: ImageSpec) -> None:
         if decoder.out_channels != spec.channels:
             raise ValueError(
-                f"generator.kind 'glyphs' makes images of {decoder.out_channels} channel(s),"
-                f" the data set has {spec.channels}; use generator.kind pixel or autoencoder,"
-                " or a prior of your own (feddgm-pretrain --images)"
+                f"generator.kind 'glyphs' makes images of {decoder.out_channels}"
+                f" channel(s), the data set has {spec.channels}; use generator.kind"
+                " pixel or autoencoder, or a prior of your own (feddgm-pretrain --images)"
             )
         self._decoder, self._bank, self._size = decoder, bank, spec.size
         self._classes = match_classes(spec.classes, bank.classes)
@@ -39,7 +40,7 @@ class GlyphPrior:
     def sample(
         self, labels: Int[Tensor, " n"], *, rng: torch.Generator
     ) -> Float[Tensor, "n c h w"]:
-        """Return latents of the labels' characters, or of any where a class is unknown."""
+        """Return latents of the labels' characters, or of any if one is unknown."""
         known = self._classes
         wanted = None if known is None else [known[label] for label in labels.tolist()]
         latents = self._bank.sample(wanted, len(labels), rng=rng)
@@ -63,7 +64,7 @@ class GlyphPrior:
 
 
 def match_classes(wanted: tuple[str, ...], known: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Return the index in ``known`` of each wanted class, or None where one is missing."""
+    """Return the index in ``known`` of each wanted class, or None if one is missing."""
     index = {name: i for i, name in enumerate(known)}
     found = [index.get(name, index.get(name.split(" - ")[0].strip())) for name in wanted]
     return None if None in found else tuple(i for i in found if i is not None)
@@ -80,9 +81,9 @@ def build_glyph_prior(config: GeneratorConfig, spec: ImageSpec) -> GlyphPrior:
     folder = Path(config.path, config.subfolder) if config.path else shipped("glyphs")
     if not (folder / FILE).is_file():
         raise ValueError(
-            f"generator.path {config.path!r} must be a folder that feddgm-pretrain made, and"
-            f" {folder / FILE} is missing; pip install the project where the ServerApp runs,"
-            " or run feddgm-pretrain"
+            f"generator.path {config.path!r} must be a folder made by feddgm-pretrain,"
+            f" and {folder / FILE} is missing; pip install the project where the"
+            " ServerApp runs, or run feddgm-pretrain"
         )
     model = load_autoencoder(str(folder))
     return GlyphPrior(Decoder(model, config.feature_block), LatentBank.load(folder), spec)
@@ -100,7 +101,7 @@ def shipped(name: str) -> Path:
         import feddgm_priors
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"generator.kind {name!r} needs the package feddgm_priors, which is not installed"
-            " here; pip install the project where the ServerApp runs"
+            f"generator.kind {name!r} needs the package feddgm_priors, which is not"
+            " installed here; pip install the project where the ServerApp runs"
         ) from error
     return feddgm_priors.path(name)

@@ -19,7 +19,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     rounds = sorted({r for points in lines.values() for r in points})
     head = ["round", *lines]
     body = [
-        [str(r), *(f"{p[r]:.1%}" if r in p else "-" for p in lines.values())] for r in rounds
+        [str(r), *(f"{p[r]:.1%}" if r in p else "-" for p in lines.values())]
+        for r in rounds
     ]
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     rows = [
@@ -42,7 +43,9 @@ def _controls(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="feddgm_flwr.monitoring.compare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="feddgm_flwr.monitoring.compare", description=__doc__
+    )
     parser.add_argument("results", nargs="+", type=Path, help="result.json of each run")
     parser.add_argument("--out", type=Path, help="draw accuracy by round to this PNG")
     chosen = parser.parse_args(arguments)

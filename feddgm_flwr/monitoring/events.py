@@ -56,7 +56,9 @@ class EventLog:
         if error is None:
             self.emit("run-end", status="completed", reason="")
         else:
-            self.emit("run-end", status="failed", reason=f"{type(error).__name__}: {error}")
+            self.emit(
+                "run-end", status="failed", reason=f"{type(error).__name__}: {error}"
+            )
         self._file.close()
 
 
@@ -111,7 +113,9 @@ def _client_reply(e: Event) -> str:
 
 
 def _client_rejected(e: Event) -> str:
-    who = "a stray reply" if e["partition_id"] is None else f"client {e['partition_id']}"
+    who = (
+        "a stray reply" if e["partition_id"] is None else f"client {e['partition_id']}"
+    )
     return f"{who} is set aside ({e['reply']}): {e['reason']}"
 
 
@@ -146,7 +150,11 @@ def _round_end(e: Event) -> str:
 
 
 def _run_end(e: Event) -> str:
-    return "the run is complete" if e["status"] == "completed" else f"the run failed: {e['reason']}"
+    return (
+        "the run is complete"
+        if e["status"] == "completed"
+        else f"the run failed: {e['reason']}"
+    )
 
 
 _LINES: dict[str, Callable[[Event], str]] = {

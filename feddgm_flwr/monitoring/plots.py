@@ -38,8 +38,15 @@ def draw_ownership(
         for m in range(columns):
             if counts[k, m] and columns <= 30:
                 shade = "white" if shares[k, m] > 0.55 else "#333333"
-                axes.text(m, k, str(counts[k, m]), ha="center", va="center",
-                          color=shade, fontsize=8)
+                axes.text(
+                    m,
+                    k,
+                    str(counts[k, m]),
+                    ha="center",
+                    va="center",
+                    color=shade,
+                    fontsize=8,
+                )
     totals = counts.sum(0)
     names = [f"{m}\n({totals[m]})" for m in range(columns)]
     axes.set_xticks(range(columns), names, fontsize=8)
@@ -57,8 +64,12 @@ def draw_round(
     """Save and draw what a round distilled, and how that changed since the first round."""
     stem = f"round_{server_round:03d}"
     save_images(images, folder / f"{stem}.npz")
-    draw_grid(images, classes, folder / f"{stem}.png",
-              title=f"Distilled images after round {server_round}")
+    draw_grid(
+        images,
+        classes,
+        folder / f"{stem}.png",
+        title=f"Distilled images after round {server_round}",
+    )
     draw_over_rounds(folder, classes, folder / "over_rounds.png")
 
 
@@ -70,13 +81,16 @@ def draw_grid(
     rows = sorted(set(owners.tolist()))
     cells = {
         (row, k): np.flatnonzero((owners == owner) & (labels == k))
-        for row, owner in enumerate(rows) for k in range(len(classes))
+        for row, owner in enumerate(rows)
+        for k in range(len(classes))
     }
     across = max(map(len, cells.values()), default=1)
     pictures = to_pictures(images.images)
     names = [f"client {owner}" for owner in rows]
     chosen = {
-        cell: [pictures[i] for i in indices] for cell, indices in cells.items() if len(indices)
+        cell: [pictures[i] for i in indices]
+        for cell, indices in cells.items()
+        if len(indices)
     }
     _draw_cells(chosen, names, classes, path, title=title, across=across)
 
@@ -88,7 +102,9 @@ def draw_over_rounds(folder: Path, classes: Sequence[str], path: Path) -> None:
         return
     picked = [saved[i] for i in _spread(len(saved), MAX_COLUMNS)]
     rounds = [dict(np.load(file)) for file in picked]
-    pairs = sorted({pair for r in rounds for pair in _pairs(r)}, key=lambda p: (p[1], p[0]))
+    pairs = sorted(
+        {pair for r in rounds for pair in _pairs(r)}, key=lambda p: (p[1], p[0])
+    )
     pairs = [pairs[i] for i in _spread(len(pairs), MAX_ROWS)]
     cells: dict[tuple[int, int], list[UInt8[np.ndarray, "h w c"]]] = {}
     for column, saved_round in enumerate(rounds):
@@ -123,13 +139,25 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     for index, (name, points) in enumerate(curves(results).items()):
         rounds, values = zip(*points, strict=True)
         colour = COLOURS[index % len(COLOURS)]
-        axes.plot(rounds, values, marker="o", markersize=4, linewidth=1.8, color=colour,
-                  label=name)
+        axes.plot(
+            rounds,
+            values,
+            marker="o",
+            markersize=4,
+            linewidth=1.8,
+            color=colour,
+            label=name,
+        )
     for result in results:
         control = result["generator_only"].get("accuracy", {}).get("surrogate")
         if control is not None:
-            axes.axhline(control, color="#888888", linestyle="--", linewidth=1.2,
-                         label="prior alone, no client")
+            axes.axhline(
+                control,
+                color="#888888",
+                linestyle="--",
+                linewidth=1.2,
+                label="prior alone, no client",
+            )
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -183,7 +211,9 @@ def _pairs(saved_round: Mapping[str, Any]) -> set[tuple[int, int]]:
 
 def _spread(n: int, at_most: int) -> list[int]:
     """Return up to ``at_most`` indices spread over 0..n-1, both ends among them."""
-    return sorted(set(np.linspace(0, n - 1, min(n, at_most)).round().astype(int).tolist()))
+    return sorted(
+        set(np.linspace(0, n - 1, min(n, at_most)).round().astype(int).tolist())
+    )
 
 
 def _draw_cells(
@@ -211,8 +241,12 @@ def _draw_cells(
     figure, axes = _figure(mosaic.shape[1] * inch + 1.5, mosaic.shape[0] * inch + 0.8)
     axes.imshow(mosaic, interpolation="nearest")
     centre = (across * (size + 1)) / 2
-    axes.set_xticks([c * wide + centre for c in range(len(columns))], list(columns), fontsize=8)
-    axes.set_yticks([r * high + size / 2 for r in range(len(rows))], list(rows), fontsize=8)
+    axes.set_xticks(
+        [c * wide + centre for c in range(len(columns))], list(columns), fontsize=8
+    )
+    axes.set_yticks(
+        [r * high + size / 2 for r in range(len(rows))], list(rows), fontsize=8
+    )
     axes.xaxis.tick_top()
     axes.set_title(title, fontsize=10)
     _frameless(axes)

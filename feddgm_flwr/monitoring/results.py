@@ -74,7 +74,9 @@ class Results:
             "recipe": config.recipe,
             "dataset": config.data.name,
             "partition": config.data.partition,
-            "alpha": config.data.alpha if config.data.partition == "dirichlet" else None,
+            "alpha": config.data.alpha
+            if config.data.partition == "dirichlet"
+            else None,
             "clients": 0,
             "seed": config.seed,
         }
@@ -113,4 +115,6 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions that numbers depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in PACKAGES
+    }

@@ -40,7 +40,9 @@ def parse(message):
     return messages.parse_reply(message, TEMPLATE, 3)
 
 
-names = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8)
+names = st.text(
+    st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8
+)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.int64])
 shapes = st.lists(st.integers(1, 4), max_size=3)
 
@@ -50,7 +52,8 @@ def params(draw):
     keys = draw(st.lists(names, min_size=1, max_size=5, unique=True))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     return {
-        key: (100 * torch.randn(draw(shapes), generator=rng)).to(draw(dtypes)) for key in keys
+        key: (100 * torch.randn(draw(shapes), generator=rng)).to(draw(dtypes))
+        for key in keys
     }
 
 
@@ -58,7 +61,9 @@ def params(draw):
 @settings(deadline=None, max_examples=50)
 def test_tensors_survive_the_wire_with_type_shape_and_order(given_params):
     sent = messages.to_record(given_params)
-    there = ArrayRecord({k: Array(a.dtype, a.shape, a.stype, a.data) for k, a in sent.items()})
+    there = ArrayRecord(
+        {k: Array(a.dtype, a.shape, a.stype, a.data) for k, a in sent.items()}
+    )
     back = messages.from_record(there)
     assert list(back) == list(given_params)
     for name, value in given_params.items():
@@ -67,21 +72,27 @@ def test_tensors_survive_the_wire_with_type_shape_and_order(given_params):
 
 
 @given(
-    st.integers(0, 10**6), st.integers(1, 10**6),
-    st.lists(st.integers(0, 50), min_size=3, max_size=3), st.booleans(),
+    st.integers(0, 10**6),
+    st.integers(1, 10**6),
+    st.lists(st.integers(0, 50), min_size=3, max_size=3),
+    st.booleans(),
 )
 @settings(deadline=None, max_examples=50)
 def test_an_update_survives_the_wire(partition_id, examples, counts, shares):
     counts[0] += 1
     update = ClientUpdate(
-        partition_id, MOVED, sum(counts) if shares else examples,
+        partition_id,
+        MOVED,
+        sum(counts) if shares else examples,
         tuple(counts) if shares else None,
     )
     content = messages.reply_content(update, train_loss=0.1, seconds=2.0)
     got = parse(Message(content=content, reply_to=broadcast()))
     assert isinstance(got, ClientUpdate)
     assert (got.partition_id, got.num_examples, got.label_counts) == (
-        update.partition_id, update.num_examples, update.label_counts
+        update.partition_id,
+        update.num_examples,
+        update.label_counts,
     )
     assert list(got.params) == list(TEMPLATE)
     assert all(torch.equal(got.params[k], MOVED[k]) for k in MOVED)
@@ -89,7 +100,11 @@ def test_an_update_survives_the_wire(partition_id, examples, counts, shares):
 
 def test_a_broadcast_survives_the_wire():
     got = messages.read_broadcast(broadcast())
-    assert (got.server_round, got.proximal_mu, list(got.params)) == (3, 0.25, list(TEMPLATE))
+    assert (got.server_round, got.proximal_mu, list(got.params)) == (
+        3,
+        0.25,
+        list(TEMPLATE),
+    )
 
 
 def test_label_counts_stay_at_home_unless_shared():
@@ -101,7 +116,10 @@ BAD_TENSORS = {
     "unknown": ({**MOVED, "c": torch.ones(1)}, r"missing \[\], unknown \['c'\]"),
     "missing": ({"a.bias": torch.ones(3)}, r"missing \['b.weight'\]"),
     "shape": ({**MOVED, "b.weight": torch.ones(3, 2)}, r"shape \(2, 3\), got \(3, 2\)"),
-    "dtype": ({**MOVED, "a.bias": torch.ones(3).double()}, "float32, got torch.float64"),
+    "dtype": (
+        {**MOVED, "a.bias": torch.ones(3).double()},
+        "float32, got torch.float64",
+    ),
     "nan": ({**MOVED, "a.bias": torch.full((3,), math.nan)}, "NaN or infinity"),
     "infinite": ({**MOVED, "a.bias": torch.full((3,), math.inf)}, "NaN or infinity"),
     "unmoved": (TEMPLATE, "did not move"),
@@ -142,13 +160,15 @@ def test_label_counts_that_do_not_add_up_are_rejected(counts):
 
 
 def test_records_of_other_names_are_rejected():
-    content = RecordDict({"weights": messages.to_record(MOVED), "metrics": MetricRecord()})
+    content = RecordDict(
+        {"weights": messages.to_record(MOVED), "metrics": MetricRecord()}
+    )
     got = parse(Message(content=content, reply_to=broadcast()))
     assert isinstance(got, Rejection)
 
 
 def test_bytes_that_are_no_array_are_rejected():
-    junk = ArrayRecord({"b.weight": Array("float32", [2, 3], "numpy.ndarray", b"junk")})
+    junk = ArrayRecord({"b.weight": Array("float32", (2, 3), "numpy.ndarray", b"junk")})
     content = RecordDict({"arrays": junk, "metrics": MetricRecord({"num-examples": 1})})
     got = parse(Message(content=content, reply_to=broadcast()))
     assert isinstance(got, Rejection)
@@ -173,8 +193,13 @@ def test_a_score_survives_the_wire_and_bad_ones_do_not():
 def test_identity_comes_from_the_node_config():
     assert Identity.of({"partition-id": 1, "num-partitions": 2}) == Identity(1, 2)
     assert Identity.of({"partition-id": 5, "data-dir": "/somewhere"}) == Identity(5, 0)
-    for bad in ({}, {"partition-id": 2, "num-partitions": 2}, {"partition-id": "0"},
-                {"partition-id": 0}, {"partition-id": True, "num-partitions": 2}):
+    for bad in (
+        {},
+        {"partition-id": 2, "num-partitions": 2},
+        {"partition-id": "0"},
+        {"partition-id": 0},
+        {"partition-id": True, "num-partitions": 2},
+    ):
         with pytest.raises(ValueError, match="node-config"):
             Identity.of(bad)
 

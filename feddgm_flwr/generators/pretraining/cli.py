@@ -1,6 +1,7 @@
-"""``feddgm-pretrain``: make a class-conditional prior from fonts, or from your own images."""
+"""``feddgm-pretrain``: a class-conditional prior of fonts, or of your own images."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,9 +57,14 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     source = build_source(options)
     config = Pretraining(
-        seed=options.seed, steps=options.steps, batch=options.batch, width=options.width,
-        latent_channels=options.latent_channels, channels=options.channels, size=options.size,
-    )  # fmt: skip
+        seed=options.seed,
+        steps=options.steps,
+        batch=options.batch,
+        width=options.width,
+        latent_channels=options.latent_channels,
+        channels=options.channels,
+        size=options.size,
+    )
     with tqdm(total=config.steps, desc="pretraining", unit="step") as bar:
 
         def on_step(step: int, loss: float) -> None:
@@ -69,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     bank = make_bank(model, config, source)
     model.half().save_pretrained(options.out)
     bank.save(options.out)
-    picture(model.float(), bank, options.out / "samples.png")
+    model.float()
+    picture(lambda z: model.decode(z).sample, bank, options.out / "samples.png")
     (options.out / CHECKPOINT).unlink()
 
 
@@ -81,14 +88,13 @@ def build_source(options: argparse.Namespace) -> Source:
 
 
 @torch.no_grad()
-def picture(model: torch.nn.Module, bank: LatentBank, path: Path) -> None:
+def picture(decode: Callable[[Tensor], Tensor], bank: LatentBank, path: Path) -> None:
     """Write samples of the prior, a row a class."""
     from PIL import Image
 
     labels = [label for label in range(len(bank.classes)) for _ in range(COLUMNS)]
     latents = bank.sample(labels, len(labels), rng=torch.Generator().manual_seed(0))
-    decoded: Tensor = model.decode(latents).sample
-    pixels = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels = ((decode(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     n, c, h, w = pixels.shape
     rows = pixels.view(n // COLUMNS, COLUMNS, c, h, w).permute(0, 3, 1, 4, 2)
     grid = rows.reshape(n // COLUMNS * h, COLUMNS * w, c).numpy()

@@ -1,8 +1,9 @@
 """Letters and digits of the fonts that matplotlib ships, as distance fields.
 
-Each character becomes two *masters*: the signed distance to its outline (a printed letter, thicker
-or thinner by a threshold) and the distance to its skeleton (what a pen of any width would draw).
-Knows no data set; fonts are all it reads. Axes: ``m`` masters, ``s`` side of a master.
+Each character becomes two *masters*: the signed distance to its outline (a printed
+letter, thicker or thinner by a threshold) and the distance to its skeleton (what a pen
+of any width would draw). Knows no data set; fonts are all it reads. Axes: ``m``
+masters, ``s`` side of a master.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,7 @@ FULL_FONTS = (
     "STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "STIXGeneralBolIta",
 )  # fmt: skip
 LATIN_FONTS = ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10", "cmmi10")
-"""Fonts in TeX's encodings, where only letters and digits stand at their usual places."""
+"""Fonts in TeX's encodings: only letters and digits stand at their usual places."""
 
 WRITTEN_FORMS = {
     "0": "Oo",
@@ -42,7 +43,7 @@ WRITTEN_FORMS = {
     "8": "Ȣȣ",
     "9": "q",
 }
-"""Printed characters shaped as many hands write a digit: an open 4, a bare stroke for 1, ..."""
+"""Printed characters shaped as many hands write a digit: an open 4, a bare 1, ..."""
 
 SLASHED_ZERO = ("DejaVuSansMono",)
 """Fonts whose zero is marked, as no hand writes it."""
@@ -145,9 +146,7 @@ def thin(ink: Bool[np.ndarray, "m s s"]) -> Bool[np.ndarray, "m s s"]:
             return ink
 
 
-def _removable(
-    ink: Bool[np.ndarray, "m s s"], *, first: bool
-) -> Bool[np.ndarray, "m s s"]:
+def _removable(ink: Bool[np.ndarray, "m s s"], *, first: bool) -> Bool[np.ndarray, "m s s"]:
     ring = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
     near = [np.roll(ink, (-dy, -dx), axis=(1, 2)) for dy, dx in ring]
     count = sum(n.astype(np.int8) for n in near)
@@ -158,7 +157,8 @@ def _removable(
         edge = ~(north & east & south) & ~(east & south & west)
     else:
         edge = ~(north & east & west) & ~(north & south & west)
-    return ink & (count >= 2) & (count <= 6) & (turns == 1) & edge
+    removable: np.ndarray = ink & (count >= 2) & (count <= 6) & (turns == 1) & edge
+    return removable
 
 
 def _signed_distance(ink: Bool[np.ndarray, "s s"]) -> Float[Tensor, "s s"]:

@@ -1,8 +1,8 @@
-"""Draw masters as a hand might: slanted, stretched, warped, with a thin pen or a thick one.
+"""Draw masters as a hand might: slanted, stretched, warped, with a pen of any width.
 
-White ink on black, placed as scanned digits usually are: the longer side fills five sevenths of
-the image, the centre of mass is in the middle. Pure functions of tensors and a generator.
-Axes: ``n`` images, ``s`` side of a master, ``h w`` of an image.
+White ink on black, placed as scanned digits usually are: the longer side fills five
+sevenths of the image, the centre of mass is in the middle. Pure functions of tensors
+and a generator. Axes: ``n`` images, ``s`` side of a master, ``h w`` of an image.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Hand:
     """Radians either way."""
     shear: float = 0.4
     """Slant either way."""
-    stretch: float = 0.3
+    stretch: float = 0.4
     """Natural logarithm of the width-to-height change, either way."""
-    warp: float = 0.2
+    warp: float = 0.22
     """Standard deviation of the elastic displacement, in half sides of a master."""
     warp_cells: int = 4
     """Control points a side of the elastic displacement."""
@@ -39,7 +39,7 @@ class Hand:
     shift: float = 0.03
     """Displacement either way as a share of the image's side."""
     pen_share: float = 0.75
-    """Share of images drawn by pen along the skeleton; the rest are printed outlines."""
+    """Share of images drawn by pen along the skeleton; the rest are outlines."""
 
 
 def _uniform(n: int, low: float, high: float, rng: torch.Generator) -> Float[Tensor, " n"]:
@@ -61,9 +61,7 @@ def draw(
     affine = _affine(n, hand, rng)
     warp = hand.warp * torch.randn(n, 2, hand.warp_cells, hand.warp_cells, generator=rng)
     zoom = affine.det().abs().sqrt()
-    reach = torch.where(
-        pen, _uniform(n, *hand.pen, rng) / 2, _uniform(n, *hand.weight, rng)
-    )
+    reach = torch.where(pen, _uniform(n, *hand.pen, rng) / 2, _uniform(n, *hand.weight, rng))
 
     def look(centre: Float[Tensor, "n 2"], radius: Float[Tensor, " n"]) -> Tensor:
         at = centre[:, None, None] + radius[:, None, None, None] * _grid(size)
@@ -115,7 +113,7 @@ def _bend(
 def _placement(
     ink: Float[Tensor, "n 1 h w"],
 ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, " n"]]:
-    """Return the centre of mass in [-1, 1] and half the longer side of the ink's box."""
+    """Return the centre of mass, and half the longer side of the ink's box."""
     ink, grid = ink[:, 0], _grid(ink.shape[-1])
     mass = ink.sum((1, 2)).clamp(min=1e-6)
     centre = torch.einsum("nhw,hwd->nd", ink, grid) / mass[:, None]

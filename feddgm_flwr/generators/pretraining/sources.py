@@ -1,12 +1,13 @@
-"""Where pretraining images come from: fonts, or a folder of the user's own public images.
+"""Where pretraining images come from: fonts, or a folder of public images.
 
-A source draws a labelled batch for a generator; the same generator gives the same batch.
+A source draws a labelled batch for a generator; the same generator gives the same
+batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from feddgm_flwr.generators.pretraining.ink import Hand, draw
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
+@runtime_checkable
 class Source(Protocol):
     """Labelled images without end."""
 
@@ -69,13 +71,12 @@ class GlyphSource:
     ) -> Float[Tensor, "n 1 h w"]:
         """Return a drawing of each label in a random font."""
         picks = [
-            pick_any(torch.nonzero(self.masters.labels == label)[:, 0], rng)
-            for label in labels
+            pick_any(torch.nonzero(self.masters.labels == label)[:, 0], rng) for label in labels
         ]
         index = torch.stack(picks)
         return draw(
-            self.masters.outline[index], self.masters.skeleton[index], self.size, self.hand,
-            rng=rng,
+            self.masters.outline[index], self.masters.skeleton[index], self.size,
+            self.hand, rng=rng,
         )  # fmt: skip
 
 
@@ -143,8 +144,8 @@ def read_folder(folder: Path, *, channels: int, size: int) -> FolderSource:
     if len({label for _, label in files}) != len(names) or not names:
         raise ValueError(
             f"--images {folder} must hold one folder a class with at least one image in"
-            f" each, found classes {list(names)} with {len(files)} images; add images or"
-            " remove empty folders"
+            f" each, found classes {list(names)} with {len(files)} images; add images"
+            " or remove empty folders"
         )
     pixels = np.stack([_read(path, channels=channels, size=size) for path, _ in files])
     targets = torch.tensor([label for _, label in files])

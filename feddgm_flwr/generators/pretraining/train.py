@@ -1,7 +1,7 @@
-"""Fit a small diffusers autoencoder to a source, and keep a bank of its latents by class.
+"""Fit a small diffusers autoencoder to a source, and bank its latents by class.
 
-Step k draws its batch from a generator keyed by k, so that a run that was cut off and resumed
-ends where the uninterrupted one ends, bit for bit on one thread count.
+Step k draws its batch from a generator keyed by k, so that a run that was cut off and
+resumed ends where the uninterrupted one ends, bit for bit on one thread count.
 """
 
 import math
@@ -39,8 +39,8 @@ class Pretraining:
     latent_channels
         The latent is this many channels at a quarter of the side.
     noise
-        Standard deviation of the noise on latents in training: what a small step in latent space
-        must not break.
+        Standard deviation of the noise on latents in training: what a small step in
+        latent space must not break.
     """
 
     seed: int = 0
@@ -55,7 +55,7 @@ class Pretraining:
 
 
 def build_autoencoder(config: Pretraining) -> AutoencoderTiny:
-    """Return an untrained model: two halvings, nearly all depth at the coarse scales."""
+    """Return an untrained model: two halvings, all depth at the coarse scales."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "pretrain-weights"))
         return AutoencoderTiny(
@@ -70,9 +70,13 @@ def build_autoencoder(config: Pretraining) -> AutoencoderTiny:
 
 
 def loss_of(
-    model: nn.Module, images: Float[Tensor, "n c h w"], noise: float, *, rng: torch.Generator
+    model: AutoencoderTiny,
+    images: Float[Tensor, "n c h w"],
+    noise: float,
+    *,
+    rng: torch.Generator,
 ) -> Float[Tensor, ""]:
-    """Return the reconstruction error, plus what keeps latents near zero mean, unit variance."""
+    """Return the reconstruction error, plus what keeps latents near unit variance."""
     target = images * 2 - 1
     latents = model.encode(target).latents
     noisy = latents + noise * torch.randn(latents.shape, generator=rng)
@@ -80,15 +84,14 @@ def loss_of(
     error = decoded - target
     mean, var = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
     spread = mean.square().mean() + (var - 1).square().mean()
-    return error.abs().mean() + error.square().mean() + 0.01 * spread
+    loss: Tensor = error.abs().mean() + error.square().mean() + 0.01 * spread
+    return loss
 
 
 def learning_rate(config: Pretraining, step: int) -> float:
     """Return a linear warm-up over 2 % of the steps, then a cosine to zero."""
     warm = max(1, config.steps // 50)
-    return config.lr * min(
-        (step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    )
+    return config.lr * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
 def fit(
@@ -114,10 +117,10 @@ def fit(
         loss = loss_of(model, images, config.noise, rng=rng)
         optimizer.param_groups[0]["lr"] = learning_rate(config, step)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        on_step(step + 1, float(loss))
+        on_step(step + 1, loss.item())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
             _save(config, source, folder, model, optimizer, step + 1)
     return model.eval().requires_grad_(False)
@@ -172,7 +175,10 @@ def make_bank(model: AutoencoderTiny, config: Pretraining, source: Source) -> La
 
 
 def _encode(
-    model: AutoencoderTiny, config: Pretraining, source: Source, labels: Int[Tensor, " n"]
+    model: AutoencoderTiny,
+    config: Pretraining,
+    source: Source,
+    labels: Int[Tensor, " n"],
 ) -> Float[Tensor, "n c h w"]:
     images = source.images(labels, rng=derive(config.seed, "pretrain-bank", int(labels[0])))
     encoded: Tensor = model.encode(images * 2 - 1).latents

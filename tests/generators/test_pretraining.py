@@ -1,0 +1,171 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from feddgm_flwr.config import GeneratorConfig
+from feddgm_flwr.generators import build_prior
+from feddgm_flwr.generators.pretraining import cli
+from feddgm_flwr.generators.pretraining.fonts import CLASSES, rasterise, thin
+from feddgm_flwr.generators.pretraining.ink import Hand, draw
+from feddgm_flwr.generators.pretraining.sources import FolderSource, read_folder
+from feddgm_flwr.generators.pretraining.train import CHECKPOINT, Pretraining, fit
+from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.seeding import derive
+
+
+def noise_source(classes=("a", "b")):
+    pixels = torch.randint(0, 256, (6, 1, 8, 8), generator=derive(0, "test")).to(torch.uint8)
+    return FolderSource(pixels, torch.tensor([0, 1] * 3), classes)
+
+
+def tiny_run(**changes):
+    return Pretraining(**{"steps": 6, "batch": 4, "width": 4, "size": 8, **changes})
+
+
+def nothing(step, loss):
+    pass
+
+
+def write_images(folder: Path, mode: str) -> None:
+    shape = (12, 16) if mode == "L" else (12, 16, 3)
+    for name, value in (("light", 200), ("dark", 30)):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.full(shape, value + i, np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+def distance_to(x: int) -> torch.Tensor:
+    """A master whose skeleton is an upright line."""
+    return (torch.arange(64.0) - x).abs().expand(64, 64)
+
+
+def test_a_font_that_lacks_a_character_gives_nothing():
+    assert rasterise("cmr10", "Ω") is None
+    assert rasterise("DejaVuSans", "Ω").any()
+
+
+def test_a_glyph_fills_its_body_in_the_middle():
+    ink = rasterise("DejaVuSans", "H")
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    assert 42 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 46
+    assert abs(rows.mean() - 31.5) <= 1
+    assert abs(columns.mean() - 31.5) <= 1
+
+
+def test_thinning_leaves_a_connected_line_within_the_ink():
+    ink = np.zeros((1, 20, 20), dtype=bool)
+    ink[0, 3:17, 8:13] = True
+    line = thin(ink)
+    assert (line <= ink).all()
+    assert 8 <= line.sum() <= 14
+    assert (line.sum(2) <= 1).all()
+
+
+def test_a_wider_pen_draws_more_ink_and_the_ink_is_placed_like_scanned_digits():
+    field = distance_to(32)[None].repeat(8, 1, 1)
+    still = {
+        "rotation": 0.0, "shear": 0.0, "stretch": 0.0, "warp": 0.0,
+        "fill": (1.0, 1.0), "shift": 0.0, "pen_share": 1.0,
+    }  # fmt: skip
+    field = torch.maximum(field, (torch.arange(64.0)[:, None] - 32).abs() - 20)
+    thin_pen, thick_pen = (
+        draw(field, field, 28, Hand(**still, pen=(w, w)), rng=derive(0, "test"))
+        for w in (0.05, 0.15)
+    )
+    assert thick_pen.sum() > 2 * thin_pen.sum()
+    rows = torch.nonzero(thin_pen[0, 0].amax(1) > 0.5)[:, 0]
+    assert abs(len(rows) - 20) <= 2
+    assert abs(rows.float().mean() - 13.5) <= 0.5
+    assert thin_pen.min() >= 0
+    assert thin_pen.max() <= 1
+
+
+def test_drawing_is_seeded():
+    field = distance_to(32)[None]
+    first, again = (draw(field, field, 28, Hand(), rng=derive(5, "x")) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_classes_are_digits_latin_and_greek_letters_without_repeats():
+    assert len(CLASSES) == len(set(CLASSES)) == 10 + 26 + 26 + 48
+    assert {"7", "Q", "q", "Ω", "ω"} <= set(CLASSES)
+
+
+def test_an_interrupted_run_ends_where_the_whole_one_ends(tmp_path):
+    source = noise_source()
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = fit(tiny_run(), source, tmp_path / "whole", on_step=nothing)
+
+    def interrupt(step, loss):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("feddgm_flwr.generators.pretraining.train.SAVE_EVERY", 2)
+        with pytest.raises(KeyboardInterrupt):
+            fit(tiny_run(), source, tmp_path / "parts", on_step=interrupt)
+        steps = []
+        parts = fit(tiny_run(), source, tmp_path / "parts", on_step=lambda s, _: steps.append(s))
+    assert steps == [5, 6]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name])
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    fit(tiny_run(), noise_source(), tmp_path, on_step=nothing)
+    with pytest.raises(ValueError, match="is of another run"):
+        fit(tiny_run(seed=1), noise_source(), tmp_path, on_step=nothing)
+    with pytest.raises(ValueError, match="is of another run"):
+        fit(tiny_run(), noise_source(("a", "c")), tmp_path, on_step=nothing)
+
+
+def test_pretraining_lowers_the_loss(tmp_path):
+    losses = []
+    pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    pixels[2:, :, :, 4:] = 255
+    source = FolderSource(pixels, torch.tensor([0, 0, 1, 1]), ("left", "right"))
+    fit(
+        tiny_run(steps=80),
+        source,
+        tmp_path,
+        on_step=lambda _, loss: losses.append(loss),
+    )
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_the_command_makes_a_prior_of_a_folder_of_images(tmp_path, mode, channels):
+    write_images(tmp_path / "images", mode)
+    out = tmp_path / "prior"
+    cli.main([
+        "--images", str(tmp_path / "images"), "--out", str(out), "--size", "8",
+        "--channels", str(channels), "--steps", "4", "--batch", "4", "--width", "4",
+    ])  # fmt: skip
+    assert not (out / CHECKPOINT).exists()
+    with Image.open(out / "samples.png") as image:
+        assert image.size == (20 * 8, 2 * 8)
+    spec = ImageSpec(channels, 8, ("light", "dark"), (0.5,) * channels, (0.2,) * channels)
+    prior = build_prior(GeneratorConfig(path=str(out)), spec)
+    assert prior.conditional
+    latents = prior.sample(torch.tensor([0, 1]), rng=derive(0, "test"))
+    assert prior.decode(latents).shape == (2, channels, 8, 8)
+    whole = build_prior(GeneratorConfig(kind="autoencoder", path=str(out)), spec)
+    torch.testing.assert_close(whole.decode(latents), prior.decode(latents))
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="at least one image"):
+        read_folder(tmp_path, channels=1, size=8)
+
+
+@pytest.mark.parametrize("bad", [["--size", "30"], ["--channels", "3"]])
+def test_impossible_options_are_refused(bad, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(["--out", "x", *bad])
+    assert "must be" in capsys.readouterr().err
