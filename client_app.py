@@ -1,4 +1,4 @@
-"""The device's half: config -> own images -> train the surrogate -> reply. Wiring only."""
+"""The device's half: config -> own images -> train the surrogate -> reply."""
 
 import time
 
@@ -47,13 +47,9 @@ def train_surrogate(message: Message, context: Context) -> Message:
         partition_id=who.partition_id,
         params=params_of(model),
         num_examples=len(data),
-        label_counts=label_counts(config, data)
-        if config.client.share_label_counts
-        else None,
+        label_counts=label_counts(config, data) if config.client.share_label_counts else None,
     )
-    content = messages.reply_content(
-        update, train_loss=loss, seconds=time.perf_counter() - began
-    )
+    content = messages.reply_content(update, train_loss=loss, seconds=time.perf_counter() - began)
     return Message(content=content, reply_to=message)
 
 
@@ -67,9 +63,7 @@ def score_surrogate(message: Message, context: Context) -> Message:
     data = local_images(config, who, context.node_config, "test")
     model = local_model(config, messages.read_broadcast(message), device)
     score = evaluate(model, data.images.to(device), data.labels.to(device))
-    return Message(
-        content=messages.evaluation_content(score, len(data)), reply_to=message
-    )
+    return Message(content=messages.evaluation_content(score, len(data)), reply_to=message)
 
 
 @app.query(messages.WHOAMI)

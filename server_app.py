@@ -1,4 +1,4 @@
-"""The server's half: config -> prior, state -> the strategy's rounds -> save. Wiring only."""
+"""The server's half: config -> prior, state -> the strategy's rounds -> save."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-"""Make what a TLS deployment needs: a certificate authority, a server certificate, node keys.
+"""Make what a TLS deployment needs: an authority, a server certificate, node keys.
 
-Usage: ``python deploy/credentials.py FOLDER NODES [--host NAME]...``. Writes ``ca.crt``,
-``server.pem`` and ``server.key`` (valid for localhost and every ``--host``) and a key pair
-``node-0``, ``node-0.pub``, ... for each SuperNode. For trials and small federations; an
-organisation will have an authority of its own.
+Usage: ``python deploy/credentials.py FOLDER NODES [--host NAME]...``. Writes
+``ca.crt``, ``server.pem`` and ``server.key`` (valid for localhost and every ``--host``)
+and a key pair ``node-0``, ``node-0.pub``, ... for each SuperNode. For trials and small
+federations; an organisation will have an authority of its own.
 """
 
 import argparse
@@ -38,9 +38,7 @@ def authority(key: Key) -> x509.Certificate:
     """Return a self-signed certificate that may sign others."""
     name = common_name("feddgm-flwr trial authority")
     builder = begin(name, name, key)
-    builder = builder.add_extension(
-        x509.BasicConstraints(ca=True, path_length=0), critical=True
-    )
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(key_usage(signs_certificates=True), critical=True)
     return builder.sign(key, hashes.SHA384())
 
@@ -56,9 +54,7 @@ def server_certificate(
     builder = builder.add_extension(names, critical=False)
     builder = builder.add_extension(issuer, critical=False)
     builder = builder.add_extension(server, critical=False)
-    builder = builder.add_extension(
-        x509.BasicConstraints(ca=False, path_length=None), True
-    )
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
     builder = builder.add_extension(key_usage(signs_certificates=False), critical=True)
     return builder.sign(ca_key, hashes.SHA384())
 
@@ -75,9 +71,7 @@ def begin(subject: x509.Name, issuer: x509.Name, key: Key) -> x509.CertificateBu
         # A clock that runs a little behind must not refuse a fresh certificate.
         .not_valid_before(now - timedelta(minutes=10))
         .not_valid_after(now + LIFETIME)
-        .add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False
-        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
     )
 
 

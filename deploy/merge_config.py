@@ -1,6 +1,6 @@
-"""Merge config files and ``key=value`` strings into one file, later ones first in rank.
+"""Merge config files and ``key=value`` strings into one file; the last one said wins.
 
-Usage: ``python deploy/merge_config.py OUT.toml [-c FILE.toml | -c 'key=value ...']...``.
+Usage: ``python deploy/merge_config.py OUT [-c FILE.toml | -c 'key=value ...']...``.
 ``flwr run`` takes a single file or a list of strings, never both.
 """
 

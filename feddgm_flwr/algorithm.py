@@ -208,7 +208,7 @@ def distill_job(update: ClientUpdate, state: ServerState, setting: Setting) -> D
         seed=config.seed,
         start=state.surrogate,
         target=update.params,
-        images_per_class={k: config.distill.images_per_class for k in sorted(classes)},
+        images_per_class=dict.fromkeys(sorted(classes), config.distill.images_per_class),
         latents=old,
     )
 

@@ -10,6 +10,7 @@ the dataclass defaults hold the rest. This module knows no tensor, no data set a
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -98,8 +99,11 @@ class TrainConfig:
     lr: float
     """Learning rate at the start."""
     momentum: float = 0.0
+    """Momentum of SGD."""
     weight_decay: float = 0.0
+    """L2 decay of SGD."""
     batch_size: int = 32
+    """Images a step."""
     augment: str = ""
     """Augmentations joined by `_`, of color, crop, cutout, flip, scale, rotate; "" for none."""
 
@@ -235,6 +239,7 @@ class DistillConfig:
     """How one client's update becomes images (METHOD step 3)."""
 
     images_per_class: int = 5
+    """Synthetic images of each distilled class of a client (ipc)."""
     iterations: int = 30
     """Descent steps on a client's latents in its first round."""
     warm_iterations: int = 20
@@ -249,6 +254,7 @@ class DistillConfig:
     """Step on the logarithm of the student's learning rate under `adam`, on the rate itself
     under `sgd`; 0 keeps it fixed."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """Of latents, labels and student learning rate."""
     latent_lr: float = 0.05
     """Step on the latents."""
     momentum: float = 0.5
@@ -328,6 +334,7 @@ class ServerConfig(TrainConfig):
     min_clients: int = 1
     """A round waits (at most `node-wait-s`) until this many clients are online."""
     node_wait_s: float = 300.0
+    """Longest wait for `min-clients`, in seconds; then the run ends with a sentence."""
     round_timeout_s: float = 3600.0
     """Replies later than this are counted as missing."""
     federated_evaluation: bool = False
@@ -399,7 +406,9 @@ class RunConfig:
     ] = "feddgm"
     """FedDGM, or one of Flower's own on the same clients and data."""
     seed: int = 0
+    """Everything random is derived from it: partitions, weights, batches, latents."""
     num_server_rounds: int = 5
+    """Rounds in all, those before a resume counted in."""
     out_dir: str = ""
     """Absolute folder of the run; "" is a new folder under `~/feddgm-runs`."""
     resume: bool = False
@@ -442,7 +451,8 @@ class RunConfig:
             raise ValueError(
                 f"unknown run-config keys {unknown}; docs/config.md lists the known ones"
             )
-        return _build(cls, merged, "")
+        config: RunConfig = _build(cls, merged, "")
+        return config
 
     def flat(self) -> dict[str, Scalar]:
         """Return the resolved dotted keys and values, as a run folder records them."""
@@ -535,10 +545,14 @@ def _typed(key: str, value: Scalar, hint: Any) -> Scalar:  # noqa: ANN401
             f"{key} must be {hint.__name__}, got {value!r} ({type(value).__name__}); "
             "change it with -c"
         )
-    return value
+    typed: Scalar = value
+    finite = not isinstance(typed, float) or math.isfinite(typed)
+    _check(finite, key, typed, "a finite number")
+    return typed
 
 
-def _get(config: object, key: str) -> Scalar:
+def _get(config: Any, key: str) -> Scalar:  # noqa: ANN401
     for part in key.split("."):
         config = getattr(config, part.replace("-", "_"))
-    return config  # type: ignore[return-value]
+    value: Scalar = config
+    return value

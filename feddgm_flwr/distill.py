@@ -21,7 +21,12 @@ from feddgm_flwr.augment import augment
 from feddgm_flwr.config import DistillConfig
 from feddgm_flwr.generators import Prior
 from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.matching import MatchingGradients, StepLoss, matching_gradients
+from feddgm_flwr.matching import (
+    MatchingGradients,
+    StepLoss,
+    graph_bytes,
+    matching_gradients,
+)
 from feddgm_flwr.params import Params
 from feddgm_flwr.seeding import derive, derive_seed
 from feddgm_flwr.synthetic import Latents, extend_latents, fresh_latents
@@ -142,12 +147,17 @@ def distill_client(
     variables = _Variables(latents, config, bench.num_classes, device)
     losses: list[float] = []
     stopped = ""
+    kept_steps: int | None = None
     best = latents
     for iteration in range(iterations):
         images = bench.prior.decode(variables.values)
         targets = variables.targets()
+        step_loss = student_loss(bench, job, iteration, len(images))
+        if config.memory_budget_mb and iteration == 0:
+            step_bytes = graph_bytes(step_loss, start, images, targets)
+            kept_steps = config.memory_budget_mb * 2**20 // step_bytes
         gradients = matching_gradients(
-            student_loss(bench, job, iteration, len(images)),
+            step_loss,
             start,
             target,
             images,
@@ -155,6 +165,7 @@ def distill_client(
             variables.student_lr(),
             steps=config.student_steps,
             exact=config.gradient == "exact",
+            kept_steps=kept_steps,
         )
         loss = float(gradients.loss)
         if not math.isfinite(loss):
@@ -206,7 +217,8 @@ def minibatches(n: int, size: int, steps: int, *, rng: torch.Generator) -> list[
     """Return ``steps`` index batches that pass over 0..n-1 in seeded epochs."""
     epochs = -(-steps // (n // size))
     order = [
-        torch.randperm(n, generator=rng)[: n // size * size].split(size) for _ in range(epochs)
+        torch.split(torch.randperm(n, generator=rng)[: n // size * size], size)
+        for _ in range(epochs)
     ]
     return [batch for epoch in order for batch in epoch][:steps]
 
@@ -332,5 +344,5 @@ def failed_result(
 @torch.no_grad()
 def decode_clamped(prior: Prior, values: Tensor, bench: Bench) -> Float[Tensor, "n c h w"]:
     """Return images in [0, 1] on the CPU, decoded a chunk at a time."""
-    parts = [prior.decode(part.to(bench.device)).cpu() for part in values.split(bench.chunk)]
+    parts = [prior.decode(part.to(bench.device)).cpu() for part in torch.split(values, bench.chunk)]
     return torch.cat(parts).clamp(0, 1)

@@ -115,8 +115,10 @@ def matching_gradients(
         torch.zeros_like(lr),
     )
     for step in reversed(range(steps)):
-        leaves, grads = kept.pop(step, None) or _step_gradient(
-            step_loss, points[step], x, y, step, True
+        leaves, grads = (
+            kept.pop(step)
+            if step in kept
+            else _step_gradient(step_loss, points[step], x, y, step, True)
         )
         d_lr -= sum(
             torch.vdot(g.detach().flatten(), v.flatten())
@@ -131,6 +133,20 @@ def matching_gradients(
         if into_params:
             adjoint = torch._foreach_add(adjoint, list(pulled[2:]))
     return MatchingGradients(loss, d_images, d_targets, d_lr)
+
+
+def graph_bytes(step_loss: StepLoss, start: Params, images: Tensor, targets: Tensor) -> int:
+    """Return the bytes that one step's graph holds on to, counted on a step that is made."""
+    held: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x, y = images.detach().requires_grad_(), targets.detach().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        _step_gradient(step_loss, start, x, y, 0, True)
+    return max(1, sum(held.values()))
 
 
 def _step_gradient(

@@ -124,7 +124,7 @@ def test_warm_start_goes_on_from_the_last_rounds_latents():
     for warm in (True, False):
         server = toy.setting(distill__warm_start=warm, distill__iterations=15)
         state, updates = toy.federation(server)
-        state, first = apply_round(state, updates, server, emit=quiet)
+        state, _ = apply_round(state, updates, server, emit=quiet)
         again = [toy.update(server, state, i, toy.images([[0, 1], [2]][i] * 12, i)) for i in (0, 1)]
         state, second = apply_round(state, again, server, emit=quiet)
         assert bool(state.latents) == warm
@@ -171,6 +171,6 @@ def test_no_replies_leave_everything_as_it_was():
 
 
 def test_generator_only_control_is_reproducible_and_asks_no_client():
-    first, again = (generator_only(toy.setting()) for _ in range(2))
+    first, again = (generator_only(toy.setting(), emit=quiet) for _ in range(2))
     assert same(first, again)
     assert list(first) == ["surrogate"]

@@ -5,14 +5,16 @@ import logging
 import tomllib
 from pathlib import Path
 
-import client_app
+import numpy as np
 import pytest
 import safetensors.torch
-import server_app
 import torch
 from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.common.config import flatten_dict
 from inline_grid import InlineGrid, simulated
+
+import client_app
+import server_app
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = flatten_dict(
@@ -117,20 +119,21 @@ def test_a_run_leaves_what_a_user_looks_for(plain):
     for file in (
         "owners.png",
         "accuracy.png",
-        "distilled/round_001.png",
-        "distilled/round_002.png",
-        "distilled/over_rounds.png",
+        "images/round_001.png",
+        "images/round_002.png",
+        "images/over_rounds.png",
     ):
         assert (plain.folder / file).stat().st_size > 1000
     assert set(plain.models) == {"surrogate"}
 
 
 def test_events_tell_the_run_in_order(plain):
-    kinds = [e["kind"] for e in plain.events if e["kind"] != "distill-progress"]
+    kinds = [e["kind"] for e in plain.events if not e["kind"].endswith("-progress")]
     one = [
         "round-start",
         *["client-reply"] * 3,
         *["distilled"] * 3,
+        "trained",
         "models-trained",
         "round-end",
     ]
@@ -173,31 +176,35 @@ def test_clients_are_sampled_by_partition_id_and_seed(tmp_path):
 
 def break_reply(message, reply, how):
     """Return a client's reply made bad in one way."""
-    if how == "error":
-        return Message(Error(code=2, reason="out of battery"), reply_to=message)
-    if how == "late":
-        return None
-    arrays, metrics = reply.content["arrays"], reply.content["metrics"]
-    name = next(iter(arrays))
-    good = arrays[name].numpy()
     match how:
-        case "nan":
-            arrays[name] = Array(good * float("nan"))
-        case "shape":
-            arrays[name] = Array(good.reshape(-1))
-        case "keys":
-            del arrays[name]
-        case "dtype":
-            arrays[name] = Array(good.astype("float64"))
-        case "count":
-            metrics["num-examples"] = -5
+        case "error":
+            return Message(Error(code=2, reason="out of battery"), reply_to=message)
+        case "late":
+            return None
         case "impostor":
-            metrics["partition-id"] = 0
+            reply.content["metrics"]["partition-id"] = 0
+        case "count":
+            reply.content["metrics"]["num-examples"] = -5
         case "stuck":
             reply.content["arrays"] = message.content["arrays"]
         case "empty":
             reply.content = RecordDict()
+        case _:
+            break_array(reply.content["arrays"], how)
     return reply
+
+
+def break_array(arrays, how):
+    """Spoil the first of a reply's tensors."""
+    name = next(iter(arrays))
+    good = arrays.pop(name).numpy()
+    bad = {
+        "nan": lambda: good * float("nan"),
+        "shape": lambda: good.reshape(-1),
+        "dtype": lambda: good.astype("float64"),
+    }
+    if how in bad:
+        arrays[name] = Array(bad[how]())
 
 
 BAD = {
@@ -328,6 +335,7 @@ def test_the_proximal_term_holds_clients_back(tmp_path):
 @pytest.mark.parametrize("strategy", ["feddgm", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(strategy, tmp_path):
     how = {
+        "clients": 2,
         "strategy": strategy,
         "distill__replay_rounds": 2,
         "distill__labels": "soft",
@@ -384,7 +392,7 @@ def test_an_earlier_run_is_never_overwritten(tmp_path):
 def test_wrong_settings_end_the_run_with_one_sentence(said, sentence, tmp_path, caplog):
     with pytest.raises(ValueError, match=sentence):
         run(tmp_path / "run", **said)
-    [line] = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    [line] = {r.getMessage() for r in caplog.records if r.levelno == logging.ERROR}
     assert sentence in line
 
 
@@ -430,3 +438,32 @@ def test_the_control_and_a_second_architecture_are_reported(tmp_path):
     assert set(ended.result["generator_only"]["accuracy"]) == expected
     assert set(ended.result["rounds"][0]["accuracy"]) == expected
     assert set(ended.models) == expected
+
+
+def test_devices_bring_data_of_their_own(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    nodes = []
+    for number in (3, 8):
+        file = tmp_path / f"{number}.npz"
+        images = rng.integers(0, 256, (20, 16, 16), dtype=np.uint8)
+        np.savez(file, train_images=images, train_labels=np.arange(20) % 10)
+        nodes.append({"partition-id": number, "data-dir": str(file)})
+    ended = run(tmp_path / "run", nodes=nodes, strategy="fedavg", num_server_rounds=1)
+    replies = ended.of("client-reply")
+    assert [(e["partition_id"], e["num_examples"]) for e in replies] == [(3, 20), (8, 20)]
+    assert not (ended.folder / "owners.png").exists()
+    assert "the clients have data of their own" in caplog.text
+
+
+def test_a_server_without_test_images_scores_nothing_and_goes_on(tmp_path, caplog):
+    nodes = []
+    for number in (0, 1):
+        file = tmp_path / f"{number}.npz"
+        images = np.random.default_rng(number).integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)
+        np.savez(file, train_images=images, train_labels=np.arange(20) % 2)
+        nodes.append({"partition-id": number, "data-dir": str(file)})
+    told = {"data__name": "npz", "data__channels": 1, "data__image_size": 16}
+    ended = run(tmp_path / "run", nodes=nodes, **told, **{"data__class_names": "cat,dog"})
+    assert [r["accuracy"] for r in ended.result["rounds"]] == [{}, {}]
+    assert "the server has no test images: data.root is empty" in caplog.text
+    assert set(ended.models) == {"surrogate"}

@@ -3,8 +3,8 @@
 import os
 
 import pytest
-import toy
 import torch
+import toy
 from test_algorithm import quiet, same
 
 from feddgm_flwr.algorithm import apply_round, distill_job

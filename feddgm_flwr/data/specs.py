@@ -2,9 +2,10 @@
 
 from feddgm_flwr.images import ImageSpec
 
+# Class names serve as folder names and in comma-separated lists: no slash, no comma.
 DIGITS = tuple("0123456789")
 FASHION = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("T-shirt", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 CIFAR10 = (
@@ -29,9 +30,7 @@ SPECS: dict[str, ImageSpec] = {
     "mnist5k": ImageSpec(1, 28, DIGITS, mean=(0.1315,), std=(0.3088,)),
     "digits": ImageSpec(1, 16, DIGITS, mean=(0.3050,), std=(0.3185,)),
     "mnist": ImageSpec(1, 28, DIGITS, mean=(0.1307,), std=(0.3081,)),
-    "fashion-mnist": ImageSpec(
-        1, 28, FASHION, mean=(0.2860,), std=(0.3530,), flip=True
-    ),
+    "fashion-mnist": ImageSpec(1, 28, FASHION, mean=(0.2860,), std=(0.3530,), flip=True),
     "cifar10": ImageSpec(
         channels=3,
         size=32,

@@ -1,4 +1,4 @@
-"""Flower's side of the project: wire format, screening, the keeping of a round, baselines.
+"""Flower's side: wire format, screening, the keeping of a round, baselines.
 
 The only package, beside the two apps, that imports Flower.
 """

@@ -1,4 +1,4 @@
-"""What a strategy computes from a round's accepted replies, apart from how a round is kept."""
+"""What a strategy computes from a round's accepted replies."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -25,11 +25,11 @@ class Arithmetic(Protocol):
     def aggregate(
         self, state: ServerState, updates: Sequence[ClientUpdate]
     ) -> tuple[ServerState, RoundReport | None]:
-        """Return the state after one more round, and what was distilled, if anything."""
+        """Return the state after one more round, and what was distilled, if so."""
         ...
 
     def memory(self) -> dict[str, Any]:
-        """Return what passes between rounds beside the state: tensors and plain values."""
+        """Return what passes between rounds beside the state, as plain values."""
         ...
 
     def recall(self, memory: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the apps do with a config before the work begins: devices, own images, run folder, log."""
+"""What the apps make of a config before the work begins: devices, images, folder."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from feddgm_flwr.config import RunConfig, Scalar
-from feddgm_flwr.data.datasets import spec_of
+from feddgm_flwr.data.datasets import Part, spec_of
 from feddgm_flwr.data.partition import client_images
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.messages import DATA_DIR, Broadcast, Identity
@@ -41,7 +41,7 @@ def show_log() -> None:
 
 @contextmanager
 def said_plainly() -> Iterator[None]:
-    """Say an error of the run's settings as one log line before Flower logs its traceback."""
+    """Say an error of the settings in one line, before Flower logs its traceback."""
     try:
         yield
     except (ValueError, TypeError, TooFewClientsError) as error:
@@ -73,7 +73,7 @@ def device_of(key: str, name: str) -> torch.device:
 
 
 def local_images(
-    config: RunConfig, identity: Identity, node_config: Mapping[str, Scalar], part: str
+    config: RunConfig, identity: Identity, node_config: Mapping[str, Scalar], part: Part
 ) -> ImageSet:
     """Return a client's own images: its part of the data set, or its own folder."""
     data_dir = node_config.get(DATA_DIR)
@@ -93,9 +93,7 @@ def label_counts(config: RunConfig, data: ImageSet) -> tuple[int, ...]:
     return tuple(torch.bincount(data.labels, minlength=classes).tolist())
 
 
-def local_model(
-    config: RunConfig, broadcast: Broadcast, device: torch.device
-) -> nn.Module:
+def local_model(config: RunConfig, broadcast: Broadcast, device: torch.device) -> nn.Module:
     """Return the surrogate as it was broadcast."""
     model = build_surrogate(config.surrogate, spec_of(config.data))
     load_params(model, broadcast.params)
@@ -112,9 +110,7 @@ def run_folder(config: RunConfig) -> Path:
     """
     if not config.out_dir:
         if config.resume:
-            raise ValueError(
-                "resume = true needs out-dir, got ''; name the run's folder"
-            )
+            raise ValueError("resume = true needs out-dir, got ''; name the run's folder")
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.strategy}-{config.seed}"
         return Path.home() / "feddgm-runs" / name
     folder = Path(config.out_dir)
@@ -133,9 +129,7 @@ def run_folder(config: RunConfig) -> Path:
 
 def say_hello(config: RunConfig, folder: Path, device: torch.device) -> None:
     """Log where this runs, where its results go and what will happen."""
-    logger.info(
-        "device %s, torch %s, flwr %s", device, torch.__version__, version("flwr")
-    )
+    logger.info("device %s, torch %s, flwr %s", device, torch.__version__, version("flwr"))
     logger.info("run folder: %s", folder)
     logger.info(
         "%s (recipe %s) on %s, %s partition, %d rounds, seed %d",

@@ -1,10 +1,11 @@
 """Flower's own strategies on our clients, for comparison.
 
-Only their arithmetic is used: each gets replies that are already screened and sorted, through its
-own ``aggregate_train``. How clients are sampled and awaited is the same for all strategies.
+Only their arithmetic is used: each gets replies that are already screened and sorted,
+through its own ``aggregate_train``. How clients are sampled and awaited is the same for
+all strategies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,6 @@ from feddgm_flwr.algorithm import ClientUpdate, RoundReport, ServerState
 from feddgm_flwr.config import BaselineConfig
 from feddgm_flwr.federation.messages import (
     ARRAYS,
-    CONFIG,
     METRICS,
     NUM_EXAMPLES,
     from_record,
@@ -39,47 +39,28 @@ from feddgm_flwr.params import Params
 
 def build_baseline(name: str, config: BaselineConfig) -> "FlowerArithmetic":
     """Return Flower's strategy ``name`` with the settings it knows."""
-    keys = {
-        "weighted_by_key": NUM_EXAMPLES,
-        "arrayrecord_key": ARRAYS,
-        "configrecord_key": CONFIG,
+    # Their names for records and for the weight are ours too, by default.
+    makers: dict[str, Callable[[], FedAvg]] = {
+        "fedavg": FedAvg,
+        "fedprox": lambda: FedProx(proximal_mu=config.proximal_mu),
+        "fedavgm": lambda: FedAvgM(
+            server_learning_rate=config.server_lr,
+            server_momentum=config.server_momentum,
+        ),
+        "fedadam": lambda: FedAdam(eta=config.server_lr, tau=config.adaptivity),
+        "fedyogi": lambda: FedYogi(eta=config.server_lr, tau=config.adaptivity),
+        "fedadagrad": lambda: FedAdagrad(eta=config.server_lr, tau=config.adaptivity),
+        "fedmedian": FedMedian,
+        "fedtrimmedavg": lambda: FedTrimmedAvg(beta=config.trim),
+        "krum": lambda: Krum(num_malicious_nodes=config.malicious),
     }
-    adaptive = {"eta": config.server_lr, "tau": config.adaptivity}
-    strategy: FedAvg
-    match name:
-        case "fedavg":
-            strategy = FedAvg(**keys)
-        case "fedprox":
-            strategy = FedProx(proximal_mu=config.proximal_mu, **keys)
-        case "fedavgm":
-            strategy = FedAvgM(
-                server_learning_rate=config.server_lr,
-                server_momentum=config.server_momentum,
-                **keys,
-            )
-        case "fedadam":
-            strategy = FedAdam(**adaptive, **keys)
-        case "fedyogi":
-            strategy = FedYogi(**adaptive, **keys)
-        case "fedadagrad":
-            strategy = FedAdagrad(**adaptive, **keys)
-        case "fedmedian":
-            strategy = FedMedian(**keys)
-        case "fedtrimmedavg":
-            strategy = FedTrimmedAvg(beta=config.trim, **keys)
-        case "krum":
-            strategy = Krum(num_malicious_nodes=config.malicious, **keys)
-        case _:
-            raise ValueError(
-                f"strategy must be one of Flower's, got {name!r}; see docs/config.md"
-            )
-    return FlowerArithmetic(name, strategy)
+    return FlowerArithmetic(name, makers[name]())
 
 
 class FlowerArithmetic:
     """The arithmetic of one of Flower's strategies.
 
-    The new surrogate is cast to the broadcast's types, as some of them compute in float64.
+    The new surrogate is cast to the broadcast's types; some compute in float64.
     """
 
     def __init__(self, name: str, strategy: FedAvg) -> None:
@@ -88,23 +69,19 @@ class FlowerArithmetic:
     def aggregate(
         self, state: ServerState, updates: Sequence[ClientUpdate]
     ) -> tuple[ServerState, RoundReport | None]:
-        """Return the state with the surrogate that Flower's strategy makes of ``updates``."""
+        """Return the state with the surrogate that Flower makes of ``updates``."""
         server_round = state.server_round + 1
         if not updates:
             return replace(state, server_round=server_round), None
         self._know(state.surrogate)
-        arrays, _ = self._strategy.aggregate_train(
-            server_round, [_message(u) for u in updates]
-        )
+        arrays, _ = self._strategy.aggregate_train(server_round, [_message(u) for u in updates])
         assert arrays is not None
         made = from_record(arrays)
-        surrogate = {
-            name: made[name].to(p.dtype) for name, p in state.surrogate.items()
-        }
+        surrogate = {name: made[name].to(p.dtype) for name, p in state.surrogate.items()}
         return replace(state, server_round=server_round, surrogate=surrogate), None
 
     def _know(self, surrogate: Params) -> None:
-        """Tell the strategy what was broadcast, as its own ``configure_train`` would."""
+        """Tell the strategy what was broadcast, as its ``configure_train`` would."""
         strategy = self._strategy
         if isinstance(strategy, FedAvgM):
             strategy.current_arrays = to_record(surrogate)
@@ -116,9 +93,7 @@ class FlowerArithmetic:
         strategy = self._strategy
         if isinstance(strategy, FedAvgM):
             vector = strategy.momentum_vector
-            return {
-                "momentum": None if vector is None else [_tensor(v) for v in vector]
-            }
+            return {"momentum": None if vector is None else [_tensor(v) for v in vector]}
         if isinstance(strategy, FedAdam | FedYogi | FedAdagrad):
             return {"m": _tensors(strategy.m_t), "v": _tensors(strategy.v_t)}
         return {}
@@ -128,9 +103,7 @@ class FlowerArithmetic:
         strategy = self._strategy
         if isinstance(strategy, FedAvgM):
             vector = memory["momentum"]
-            strategy.momentum_vector = (
-                None if vector is None else [v.numpy() for v in vector]
-            )
+            strategy.momentum_vector = None if vector is None else [v.numpy() for v in vector]
         elif isinstance(strategy, FedAdam | FedYogi | FedAdagrad):
             strategy.m_t, strategy.v_t = _arrays(memory["m"]), _arrays(memory["v"])
 

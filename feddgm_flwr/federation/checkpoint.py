@@ -1,8 +1,8 @@
-"""A run on disk after every round, so that ``resume`` is the uninterrupted run, bit for bit.
+"""A run on disk after every round: ``resume`` is the uninterrupted run, bit for bit.
 
-A checkpoint holds tensors and plain values only and is read with ``weights_only=True``: a file
-from elsewhere cannot run code. Randomness is derived from (seed, round, partition id), so there
-is no generator to save.
+A checkpoint holds tensors and plain values only and is read with ``weights_only=True``:
+a file from elsewhere cannot run code. Randomness is derived from (seed, round,
+partition id), so there is no generator to save.
 """
 
 import io
@@ -44,7 +44,7 @@ class Checkpoint:
     Attributes
     ----------
     memory
-        What the arithmetic keeps between rounds beside the state (moments of FedAdam, ...).
+        What the arithmetic keeps beside the state (moments of FedAdam, ...).
     results
         ``result.json`` so far.
     config
@@ -91,9 +91,7 @@ def load(out_dir: Path) -> Checkpoint:
             f"{path} must be of format {FORMAT}, got {plain.get('format')!r}; it is from "
             "another version of this project, so start a new run"
         )
-    return Checkpoint(
-        _state(plain["state"]), plain["memory"], plain["results"], plain["config"]
-    )
+    return Checkpoint(_state(plain["state"]), plain["memory"], plain["results"], plain["config"])
 
 
 def check_same_run(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> None:
@@ -113,9 +111,7 @@ def check_same_run(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> No
     if int(now[rounds]) < int(saved[rounds]):
         differing.append(rounds)
     if differing:
-        said = ", ".join(
-            f"{k} = {now.get(k)!r} (was {saved.get(k)!r})" for k in differing
-        )
+        said = ", ".join(f"{k} = {now.get(k)!r} (was {saved.get(k)!r})" for k in differing)
         raise ValueError(
             f"resume needs the settings that the run began with, got {said}; "
             "change them back, or start a new run in another out-dir"

@@ -1,13 +1,14 @@
 """The wire format: records to typed values and back; every key name lives here.
 
-A client's reply is Flower's own contract (one ArrayRecord, one MetricRecord), so that Flower's
-strategies can read it. What arrives is checked here, once: a reply is a ``ClientUpdate`` or a
-``Rejection`` with a sentence, never an exception. Knows no data set and no strategy.
+A client's reply is Flower's own contract (one ArrayRecord, one MetricRecord). What
+arrives is checked here, once: a reply is a ``ClientUpdate`` or a ``Rejection`` with a
+sentence, never an exception. Knows no data set and no strategy.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -89,13 +90,13 @@ class Identity:
                 f"{partition_id!r}; start the SuperNode with --node-config "
                 f"'{PARTITION_ID}=0 ...', another number for each"
             )
-        if not own_data and (not _is_count(count) or partition_id >= count):
+        if not _is_count(count) or not (own_data or partition_id < count):
             raise ValueError(
                 f"node-config {NUM_PARTITIONS} must be a whole number greater than "
                 f"{PARTITION_ID} = {partition_id}, got {count!r}; set it, or {DATA_DIR} "
                 "for a device with data of its own"
             )
-        return cls(int(partition_id), int(count))
+        return cls(partition_id, count)
 
 
 def train_message_content(
@@ -116,10 +117,8 @@ def read_broadcast(message: Message) -> Broadcast:
     return Broadcast(params, server_round, mu)
 
 
-def reply_content(
-    update: ClientUpdate, *, train_loss: float, seconds: float
-) -> RecordDict:
-    """Return a client's reply; its label counts travel only where ``update`` holds them."""
+def reply_content(update: ClientUpdate, *, train_loss: float, seconds: float) -> RecordDict:
+    """Return a client's reply; label counts travel only where ``update`` holds them."""
     metrics = MetricRecord(
         {
             NUM_EXAMPLES: update.num_examples,
@@ -133,16 +132,14 @@ def reply_content(
     return RecordDict({ARRAYS: to_record(update.params), METRICS: metrics})
 
 
-def parse_reply(
-    message: Message, template: Params, num_classes: int
-) -> ClientUpdate | Rejection:
+def parse_reply(message: Message, template: Params, num_classes: int) -> ClientUpdate | Rejection:
     """Return what a client's reply says, or why it cannot be believed.
 
     Parameters
     ----------
     template
-        The broadcast surrogate: names, shapes and types that the reply must have, and the
-        point from which it must have moved.
+        The broadcast surrogate: names, shapes and types that the reply must have, and
+        the point from which it must have moved.
     """
     if message.has_error():
         return Rejection(f"the client failed: {message.error.reason}")
@@ -169,12 +166,10 @@ def parse_reply(
 
 
 def reported(message: Message) -> dict[str, float | None]:
-    """Return a parsed reply's training loss and seconds, for the log; None where unsaid."""
+    """Return a parsed reply's training loss and seconds; None where unsaid."""
     metrics = message.content.metric_records[METRICS]
     found = {"train_loss": metrics.get(TRAIN_LOSS), "seconds": metrics.get(SECONDS)}
-    return {
-        k: float(v) if isinstance(v, int | float) else None for k, v in found.items()
-    }
+    return {k: float(v) if isinstance(v, int | float) else None for k, v in found.items()}
 
 
 def evaluation_content(evaluation: Evaluation, num_examples: int) -> RecordDict:
@@ -190,7 +185,7 @@ def evaluation_content(evaluation: Evaluation, num_examples: int) -> RecordDict:
 
 
 def parse_evaluation(message: Message) -> tuple[Evaluation, int] | Rejection:
-    """Return a client's score and the images it rests on, or why it cannot be believed."""
+    """Return a client's score and its number of images, or why it is no score."""
     if message.has_error():
         return Rejection(f"the client failed: {message.error.reason}")
     metrics = message.content.metric_records.get(METRICS, MetricRecord())
@@ -253,10 +248,7 @@ def _wrong_metrics(metrics: MetricRecord, num_classes: int) -> str:
     if not _is_count(partition_id):
         return f"{PARTITION_ID} must be a whole number >= 0, got {partition_id!r}"
     if not _is_count(examples) or not 0 < examples <= MAX_EXAMPLES:
-        return (
-            f"{NUM_EXAMPLES} must be a whole number from 1 to {MAX_EXAMPLES}, "
-            f"got {examples!r}"
-        )
+        return f"{NUM_EXAMPLES} must be a whole number from 1 to {MAX_EXAMPLES}, got {examples!r}"
     counts = metrics.get(LABEL_COUNTS)
     if counts is None:
         return ""
@@ -277,7 +269,7 @@ def _wrong_arrays(params: Params, template: Params) -> str:
             sorted(template.keys() - params),
             sorted(params.keys() - template),
         )
-        return f"its parameters are not the surrogate's: missing {missing}, unknown {extra}"
+        return f"it has other parameters: missing {missing}, unknown {extra}"
     for name, expected in template.items():
         got = params[name]
         if got.shape != expected.shape:
@@ -303,11 +295,11 @@ def _norm(params: Params) -> float:
     return float(torch.stack(squares).sum().sqrt())
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and value >= 0
 
 
-def _is_finite(value: object) -> bool:
+def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

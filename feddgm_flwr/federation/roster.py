@@ -1,7 +1,7 @@
-"""Who is online, by partition id: node ids are random in every run, partition ids are not.
+"""Who is online, by partition id: node ids are random in every run, these are not.
 
-Each new node is asked once (again if it stays silent, at most ``ATTEMPTS`` times); waiting is
-bounded. Knows nothing of rounds.
+Each new node is asked once (again if it stays silent, at most ``ATTEMPTS`` times);
+waiting is bounded. Knows nothing of rounds.
 """
 
 import logging
@@ -62,9 +62,7 @@ class Roster:
         deadline = time.monotonic() + self._wait_s
         while True:
             nodes = list(grid.get_node_ids())
-            new = [
-                n for n in nodes if n not in self._known and self._asked[n] < ATTEMPTS
-            ]
+            new = [n for n in nodes if n not in self._known and self._asked[n] < ATTEMPTS]
             if new:
                 self._ask(new, grid, timeout_s=max(POLL_S, deadline - time.monotonic()))
             online = self._by_partition(set(nodes))
@@ -91,10 +89,7 @@ class Roster:
         ]
         replies = list(grid.send_and_receive(questions, timeout=timeout_s))
         asked = {q.metadata.message_id: q.metadata.dst_node_id for q in questions}
-        answers = {
-            asked.get(r.metadata.reply_to_message_id): parse_identity(r)
-            for r in replies
-        }
+        answers = {asked.get(r.metadata.reply_to_message_id): parse_identity(r) for r in replies}
         for node in sorted(nodes):
             answer = answers.get(node, Rejection("it did not answer in time"))
             if isinstance(answer, Rejection):

@@ -30,9 +30,7 @@ class Scorer:
     ) -> None:
         self._models, self._device = models, device
         self._test = (
-            None
-            if test is None
-            else ImageSet(test.images.to(device), test.labels.to(device))
+            None if test is None else ImageSet(test.images.to(device), test.labels.to(device))
         )
 
     @property

@@ -77,7 +77,7 @@ def server_side(
                 Scorer(models, test, device),
                 arithmetic=Distillation(setting, emit),
                 fresh=lambda: init_state(setting),
-                control=lambda: generator_only(setting),
+                control=lambda: generator_only(setting, emit=emit),
             )
         finally:
             setting.engine.close()
@@ -97,9 +97,7 @@ def build_setting(config: RunConfig, spec: ImageSpec, device: torch.device) -> S
     """Return what FedDGM's arithmetic computes with; close its engine after the run."""
     surrogate = build_surrogate(config.surrogate, spec)
     prior = build_prior(config.generator, spec).to(device)
-    bench = Bench(
-        surrogate, prior, config.distill, spec, config.generator.chunk, device
-    )
+    bench = Bench(surrogate, prior, config.distill, spec, config.generator.chunk, device)
     return Setting(
         config=config,
         spec=spec,
@@ -146,10 +144,11 @@ def server_images(config: DataConfig, part: datasets.Part) -> ImageSet | None:
     if not packaged and not config.root:
         logger.info("the server has no %s images: data.root is empty", part)
         return None
-    own_format = config.name in ("folder", "npz")
     try:
         return datasets.load(config, part)
-    except (FileNotFoundError, *((ValueError,) if own_format else ())) as error:
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and config.name not in ("folder", "npz"):
+            raise
         logger.warning("the server has no %s images: %s", part, error)
         return None
 
@@ -166,9 +165,7 @@ def add_control(config: RunConfig, parts: ServerSide) -> None:
     logger.info("without any client the prior alone gives %s", told)
 
 
-def draw_owners(
-    config: RunConfig, spec: ImageSpec, num_partitions: int, folder: Path
-) -> None:
+def draw_owners(config: RunConfig, spec: ImageSpec, num_partitions: int, folder: Path) -> None:
     """Draw who owns what, where the clients' data are parts of a set that is here too."""
     if num_partitions == 0:
         logger.info("no picture of who owns what: the clients have data of their own")
@@ -187,9 +184,7 @@ def draw_round(folder: Path, spec: ImageSpec) -> Callable[[int, RoundReport], No
 
     def show(server_round: int, report: RoundReport) -> None:
         if len(report.fresh):
-            plots.draw_round(
-                folder / "distilled", server_round, report.fresh, spec.classes
-            )
+            plots.draw_round(folder / "images", server_round, report.fresh, spec.classes)
 
     return show
 

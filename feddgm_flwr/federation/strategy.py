@@ -71,9 +71,7 @@ class _Round:
     def asked(self) -> dict[str, int]:
         """Return message id -> partition id of the last messages sent."""
         partition = {node: partition_id for partition_id, node in self.nodes.items()}
-        return {
-            m.metadata.message_id: partition[m.metadata.dst_node_id] for m in self.sent
-        }
+        return {m.metadata.message_id: partition[m.metadata.dst_node_id] for m in self.sent}
 
 
 class RoundKeeper(Strategy):
@@ -151,9 +149,7 @@ class RoundKeeper(Strategy):
         online = self.roster.online(grid)
         chosen = self._sample(list(online), number)
         self._round = _Round(number, began, {p: online[p] for p in chosen}, [])
-        self.results.header["clients"] = max(
-            self.results.header["clients"], len(online)
-        )
+        self.results.header["clients"] = max(self.results.header["clients"], len(online))
         self._emit(
             "round-start",
             round=number,
@@ -161,20 +157,11 @@ class RoundKeeper(Strategy):
             clients=chosen,
             online=len(online),
         )
-        mu = (
-            self._config.baseline.proximal_mu
-            if self._arithmetic.name == "fedprox"
-            else 0.0
-        )
-        content = messages.train_message_content(
-            self.state.surrogate, number, proximal_mu=mu
-        )
+        mu = self._config.baseline.proximal_mu if self._arithmetic.name == "fedprox" else 0.0
+        content = messages.train_message_content(self.state.surrogate, number, proximal_mu=mu)
         # A list, not a generator: in deployment Flower walks it twice.
         return self._round.send(
-            [
-                _message(content, node, MessageType.TRAIN)
-                for node in self._round.nodes.values()
-            ]
+            [_message(content, node, MessageType.TRAIN) for node in self._round.nodes.values()]
         )
 
     def _sample(self, partition_ids: list[int], server_round: int) -> list[int]:
@@ -246,10 +233,7 @@ class RoundKeeper(Strategy):
             return []
         content = messages.train_message_content(self.state.surrogate, now.number)
         return now.send(
-            [
-                _message(content, node, MessageType.EVALUATE)
-                for node in now.nodes.values()
-            ]
+            [_message(content, node, MessageType.EVALUATE) for node in now.nodes.values()]
         )
 
     def aggregate_evaluate(

@@ -18,10 +18,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     lines = {name: dict(points) for name, points in curves(results).items()}
     rounds = sorted({r for points in lines.values() for r in points})
     head = ["round", *lines]
-    body = [
-        [str(r), *(f"{p[r]:.1%}" if r in p else "-" for p in lines.values())]
-        for r in rounds
-    ]
+    body = [[str(r), *(f"{p[r]:.1%}" if r in p else "-" for p in lines.values())] for r in rounds]
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     rows = [
         "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
@@ -35,17 +32,14 @@ def _controls(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for result in results:
         for model, value in result["generator_only"].get("accuracy", {}).items():
             said.append(
-                f"control, {model} trained on the prior alone (seed {result['seed']}): "
-                f"{value:.1%}"
+                f"control, {model} trained on the prior alone (seed {result['seed']}): {value:.1%}"
             )
     return said
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="feddgm_flwr.monitoring.compare", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="feddgm_flwr.monitoring.compare", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="result.json of each run")
     parser.add_argument("--out", type=Path, help="draw accuracy by round to this PNG")
     chosen = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """The run log: one JSON object a line in ``events.jsonl``, and its lines for people.
 
-Every event has ``time`` (seconds since the epoch) and ``kind``; the kinds and their fields are
-in docs/events.md. Nothing here knows what an event means beyond how to say it.
+Every event has ``time`` (seconds since the epoch) and ``kind``. The core and the strategy say
+what happened, through ``emit``; nothing here knows more of an event than how to say it.
 """
 
 import json
@@ -56,9 +56,7 @@ class EventLog:
         if error is None:
             self.emit("run-end", status="completed", reason="")
         else:
-            self.emit(
-                "run-end", status="failed", reason=f"{type(error).__name__}: {error}"
-            )
+            self.emit("run-end", status="failed", reason=f"{type(error).__name__}: {error}")
         self._file.close()
 
 
@@ -87,7 +85,7 @@ class LogFollower:
 
     def __call__(self, event: Event) -> None:
         """Log ``event`` if a person wants to know."""
-        if event["kind"] == "distill-progress":
+        if event["kind"] in ("distill-progress", "train-progress"):
             now = time.monotonic()
             if now - self._last_progress < self._every_s:
                 return
@@ -95,14 +93,14 @@ class LogFollower:
         say = _LINES.get(event["kind"])
         if say is None:
             return
-        level = logging.WARNING if event["kind"] == "client-rejected" else logging.INFO
+        bad = event["kind"] in ("client-rejected", "training-failed")
+        level = logging.WARNING if bad else logging.INFO
         logger.log(level, "%s", say(event))
 
 
 def _round_start(e: Event) -> str:
     return (
-        f"round {e['round']} of {e['rounds']}: {len(e['clients'])} of {e['online']} clients "
-        "train"
+        f"round {e['round']} of {e['rounds']}: {len(e['clients'])} of {e['online']} clients train"
     )
 
 
@@ -113,9 +111,7 @@ def _client_reply(e: Event) -> str:
 
 
 def _client_rejected(e: Event) -> str:
-    who = (
-        "a stray reply" if e["partition_id"] is None else f"client {e['partition_id']}"
-    )
+    who = "a stray reply" if e["partition_id"] is None else f"client {e['partition_id']}"
     return f"{who} is set aside ({e['reply']}): {e['reason']}"
 
 
@@ -136,6 +132,24 @@ def _distilled(e: Event) -> str:
     return line + stopped + _left(e)
 
 
+def _train_progress(e: Event) -> str:
+    return (
+        f"training {e['model']}: epoch {e['epoch']} of {e['epochs']}, "
+        f"loss {_number(e['loss'])}{_left(e)}"
+    )
+
+
+def _trained(e: Event) -> str:
+    return (
+        f"trained {e['model']} on {e['images']} synthetic images: {e['epochs']} epochs, "
+        f"loss {_number(e['loss'])}, {e['seconds']:.1f} s"
+    )
+
+
+def _training_failed(e: Event) -> str:
+    return f"training {e['model']} failed, so it stays as it was: {e['reason']}"
+
+
 def _models_trained(e: Event) -> str:
     return f"server's part of round {e['round']} took {e['seconds']:.1f} s"
 
@@ -150,11 +164,7 @@ def _round_end(e: Event) -> str:
 
 
 def _run_end(e: Event) -> str:
-    return (
-        "the run is complete"
-        if e["status"] == "completed"
-        else f"the run failed: {e['reason']}"
-    )
+    return "the run is complete" if e["status"] == "completed" else f"the run failed: {e['reason']}"
 
 
 _LINES: dict[str, Callable[[Event], str]] = {
@@ -163,6 +173,9 @@ _LINES: dict[str, Callable[[Event], str]] = {
     "client-rejected": _client_rejected,
     "distill-progress": _distill_progress,
     "distilled": _distilled,
+    "train-progress": _train_progress,
+    "trained": _trained,
+    "training-failed": _training_failed,
     "models-trained": _models_trained,
     "round-end": _round_end,
     "run-end": _run_end,

@@ -26,9 +26,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 """Okabe and Ito's, which the colour-blind tell apart."""
 
 
-def draw_ownership(
-    counts: Int[np.ndarray, "k m"], classes: Sequence[str], path: Path
-) -> None:
+def draw_ownership(counts: Int[np.ndarray, "k m"], classes: Sequence[str], path: Path) -> None:
     """Draw how many images of each class each client owns."""
     rows, columns = counts.shape
     figure, axes = _figure(1.6 + 0.55 * columns, 1.2 + 0.38 * rows)
@@ -73,9 +71,7 @@ def draw_round(
     draw_over_rounds(folder, classes, folder / "over_rounds.png")
 
 
-def draw_grid(
-    images: SyntheticSet, classes: Sequence[str], path: Path, *, title: str
-) -> None:
+def draw_grid(images: SyntheticSet, classes: Sequence[str], path: Path, *, title: str) -> None:
     """Draw distilled images, a row a client and a column a class."""
     owners, labels = images.owner.numpy(), images.targets.argmax(1).numpy()
     rows = sorted(set(owners.tolist()))
@@ -88,9 +84,7 @@ def draw_grid(
     pictures = to_pictures(images.images)
     names = [f"client {owner}" for owner in rows]
     chosen = {
-        cell: [pictures[i] for i in indices]
-        for cell, indices in cells.items()
-        if len(indices)
+        cell: [pictures[i] for i in indices] for cell, indices in cells.items() if len(indices)
     }
     _draw_cells(chosen, names, classes, path, title=title, across=across)
 
@@ -102,9 +96,7 @@ def draw_over_rounds(folder: Path, classes: Sequence[str], path: Path) -> None:
         return
     picked = [saved[i] for i in _spread(len(saved), MAX_COLUMNS)]
     rounds = [dict(np.load(file)) for file in picked]
-    pairs = sorted(
-        {pair for r in rounds for pair in _pairs(r)}, key=lambda p: (p[1], p[0])
-    )
+    pairs = sorted({pair for r in rounds for pair in _pairs(r)}, key=lambda p: (p[1], p[0]))
     pairs = [pairs[i] for i in _spread(len(pairs), MAX_ROWS)]
     cells: dict[tuple[int, int], list[UInt8[np.ndarray, "h w c"]]] = {}
     for column, saved_round in enumerate(rounds):
@@ -115,8 +107,8 @@ def draw_over_rounds(folder: Path, classes: Sequence[str], path: Path) -> None:
             if len(found):
                 cells[row, column] = [saved_round["images"][found[0]]]
     names = [f"client {owner}: {classes[label]}" for owner, label in pairs]
-    columns = [f"round {int(file.stem.split('_')[1])}" for file in picked]
-    title = "How distilled images change over the rounds"
+    columns = [str(int(file.stem.split("_")[1])) for file in picked]
+    title = "Distilled images, round by round"
     _draw_cells(cells, names, columns, path, title=title, across=1)
 
 
@@ -211,9 +203,7 @@ def _pairs(saved_round: Mapping[str, Any]) -> set[tuple[int, int]]:
 
 def _spread(n: int, at_most: int) -> list[int]:
     """Return up to ``at_most`` indices spread over 0..n-1, both ends among them."""
-    return sorted(
-        set(np.linspace(0, n - 1, min(n, at_most)).round().astype(int).tolist())
-    )
+    return sorted(set(np.linspace(0, n - 1, min(n, at_most)).round().astype(int).tolist()))
 
 
 def _draw_cells(
@@ -241,12 +231,8 @@ def _draw_cells(
     figure, axes = _figure(mosaic.shape[1] * inch + 1.5, mosaic.shape[0] * inch + 0.8)
     axes.imshow(mosaic, interpolation="nearest")
     centre = (across * (size + 1)) / 2
-    axes.set_xticks(
-        [c * wide + centre for c in range(len(columns))], list(columns), fontsize=8
-    )
-    axes.set_yticks(
-        [r * high + size / 2 for r in range(len(rows))], list(rows), fontsize=8
-    )
+    axes.set_xticks([c * wide + centre for c in range(len(columns))], list(columns), fontsize=8)
+    axes.set_yticks([r * high + size / 2 for r in range(len(rows))], list(rows), fontsize=8)
     axes.xaxis.tick_top()
     axes.set_title(title, fontsize=10)
     _frameless(axes)

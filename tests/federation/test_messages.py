@@ -40,9 +40,7 @@ def parse(message):
     return messages.parse_reply(message, TEMPLATE, 3)
 
 
-names = st.text(
-    st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8
-)
+names = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.int64])
 shapes = st.lists(st.integers(1, 4), max_size=3)
 
@@ -51,19 +49,14 @@ shapes = st.lists(st.integers(1, 4), max_size=3)
 def params(draw):
     keys = draw(st.lists(names, min_size=1, max_size=5, unique=True))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 99)))
-    return {
-        key: (100 * torch.randn(draw(shapes), generator=rng)).to(draw(dtypes))
-        for key in keys
-    }
+    return {key: (100 * torch.randn(draw(shapes), generator=rng)).to(draw(dtypes)) for key in keys}
 
 
 @given(params())
 @settings(deadline=None, max_examples=50)
 def test_tensors_survive_the_wire_with_type_shape_and_order(given_params):
     sent = messages.to_record(given_params)
-    there = ArrayRecord(
-        {k: Array(a.dtype, a.shape, a.stype, a.data) for k, a in sent.items()}
-    )
+    there = ArrayRecord({k: Array(a.dtype, a.shape, a.stype, a.data) for k, a in sent.items()})
     back = messages.from_record(there)
     assert list(back) == list(given_params)
     for name, value in given_params.items():
@@ -160,9 +153,7 @@ def test_label_counts_that_do_not_add_up_are_rejected(counts):
 
 
 def test_records_of_other_names_are_rejected():
-    content = RecordDict(
-        {"weights": messages.to_record(MOVED), "metrics": MetricRecord()}
-    )
+    content = RecordDict({"weights": messages.to_record(MOVED), "metrics": MetricRecord()})
     got = parse(Message(content=content, reply_to=broadcast()))
     assert isinstance(got, Rejection)
 

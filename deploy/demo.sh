@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# FedDGM, then FedAvg, on the same ten clients of real, very skewed digits; then both in one plot.
+#
+#   deploy/demo.sh FOLDER [-c 'seed=1' ...]
+#
+# Needs the project installed (`make demo` sees to it). FOLDER/feddgm and FOLDER/fedavg become run
+# folders (see README, "What a run leaves"); a demo that was cut off goes on where it stopped.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+FOLDER=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+
+for strategy in feddgm fedavg; do
+  resume=false
+  [[ -f $FOLDER/$strategy/checkpoint.pt ]] && resume=true
+  echo "== $strategy, 10 clients, Dirichlet(0.1), 5 rounds"
+  bash "$HERE/deploy/simulate.sh" "$FOLDER/flower-$strategy" 10 -c "$HERE/conf/demo.toml" \
+    -c "strategy=\"$strategy\" out-dir=\"$FOLDER/$strategy\" resume=$resume" "$@"
+done
+
+echo "== test accuracy by round"
+python -m feddgm_flwr.monitoring.compare "$FOLDER/feddgm/result.json" "$FOLDER/fedavg/result.json" \
+  --out "$FOLDER/accuracy.png"
+echo "pictures: $FOLDER/accuracy.png, $FOLDER/feddgm/*.png and $FOLDER/feddgm/images/"

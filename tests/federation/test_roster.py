@@ -1,0 +1,103 @@
+"""Laws of the roster: each node is asked once, waiting ends, identities stay apart."""
+
+import logging
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from feddgm_flwr.federation import messages, roster
+from feddgm_flwr.federation.messages import Identity
+
+
+class Nodes(Grid):
+    """A grid whose nodes say who they are; None keeps silent."""
+
+    def __init__(self, identities):
+        self.identities = identities
+        self.asked = []
+
+    set_run = run = create_message = push_messages = pull_messages = None
+
+    def get_node_ids(self):
+        return list(self.identities)
+
+    def send_and_receive(self, questions, *, timeout):
+        answers = []
+        for number, question in enumerate(questions):
+            node = question.metadata.dst_node_id
+            question.metadata.__dict__["_message_id"] = f"{len(self.asked)}-{number}"
+            self.asked.append(node)
+            identity = self.identities[node]
+            if identity is not None:
+                content = messages.identity_content(Identity(identity, 9))
+                answers.append(Message(content=content, reply_to=question))
+        return answers[::-1]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(roster, "POLL_S", 0.001)
+
+
+def made(min_clients=1):
+    return roster.Roster(min_clients=min_clients, wait_s=0.05)
+
+
+def test_each_node_is_asked_once():
+    nodes, known = Nodes({30: 1, 20: 0}), made()
+    assert known.online(nodes) == {0: 20, 1: 30}
+    assert list(known.online(nodes)) == [0, 1]
+    assert sorted(nodes.asked) == [20, 30]
+
+
+def test_a_node_that_joins_later_is_asked_then():
+    nodes, known = Nodes({20: 0}), made()
+    known.online(nodes)
+    nodes.identities[40] = 5
+    assert known.online(nodes) == {0: 20, 5: 40}
+    assert nodes.asked == [20, 40]
+
+
+def test_a_silent_node_is_asked_again_and_then_no_more():
+    nodes, known = Nodes({20: 0, 30: None}), made()
+    for _ in range(4):
+        assert known.online(nodes) == {0: 20}
+    assert nodes.asked.count(30) == roster.ATTEMPTS
+
+
+def test_a_node_that_left_is_not_online_and_its_successor_takes_its_place():
+    nodes, known = Nodes({20: 0, 30: 1}), made()
+    known.online(nodes)
+    del nodes.identities[20]
+    nodes.identities[50] = 0
+    assert known.online(nodes) == {0: 50, 1: 30}
+
+
+def test_of_two_with_one_partition_id_the_first_stays_and_both_are_named(caplog):
+    nodes, known = Nodes({20: 0}), made()
+    known.online(nodes)
+    nodes.identities[10] = 0
+    for _ in range(3):
+        assert known.online(nodes) == {0: 20}
+    [line] = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert "nodes 20 and 10 both say partition-id = 0" in line
+
+
+def test_waiting_ends_with_a_sentence():
+    with pytest.raises(roster.TooFewClientsError, match=r"= 3 clients must .* got 2; start"):
+        made(min_clients=3).online(Nodes({20: 0, 30: 1}))
+
+
+def test_nonsense_is_left_out(caplog):
+    nodes, known = Nodes({20: 0, 30: 1}), made()
+    answer = nodes.send_and_receive
+
+    def spoil(questions, *, timeout):
+        replies = answer(questions, timeout=timeout)
+        replies[0].content = RecordDict()
+        return replies
+
+    nodes.send_and_receive = spoil
+    assert known.online(nodes) == {0: 20}
+    assert "node 30 is left out: partition-id" in caplog.text

@@ -1,0 +1,132 @@
+"""Laws of result.json, its table and its pictures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.monitoring import compare, plots
+from feddgm_flwr.monitoring.files import write_atomically
+from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
+from feddgm_flwr.synthetic import SyntheticSet
+
+ISSUE_KEYS = {
+    "strategy", "recipe", "dataset", "partition", "alpha", "clients", "seed", "rounds",
+    "generator_only", "versions",
+}  # fmt: skip
+ROUND_KEYS = {"round", "accuracy", "loss", "seconds", "bytes_up", "bytes_down"}
+
+
+def results(strategy="feddgm", rounds=2):
+    made = Results.of(RunConfig(strategy=strategy))
+    made.initial = Scores({"surrogate": 0.1}, {"surrogate": 2.3})
+    for number in range(1, rounds + 1):
+        made.rounds.append(
+            RoundResult(
+                round=number,
+                accuracy={"surrogate": 0.3 * number},
+                loss={"surrogate": 1.0 / number},
+                seconds=1.5,
+                bytes_up=10,
+                bytes_down=20,
+                replies={"accepted": 3},
+            )
+        )
+    return made
+
+
+def synthetic(owners, labels, channels=1):
+    n = len(labels)
+    return SyntheticSet(
+        images=torch.rand(n, channels, 8, 8),
+        targets=torch.nn.functional.one_hot(torch.tensor(labels), 3).float(),
+        weights=torch.ones(n),
+        owner=torch.tensor(owners),
+    )
+
+
+def png(path):
+    """Return a picture's width and height."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+def test_results_survive_the_disk(tmp_path):
+    results().save(tmp_path)
+    saved = json.loads((tmp_path / "result.json").read_text())
+    assert saved.keys() >= ISSUE_KEYS
+    assert all(r.keys() >= ROUND_KEYS for r in saved["rounds"])
+    assert Results.from_dict(saved).to_dict() == saved
+
+
+def test_alpha_is_said_only_of_a_dirichlet_partition():
+    config = RunConfig.from_run_config({"data.partition": "iid"})
+    assert Results.of(config).header["alpha"] is None
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_the_table_has_a_row_a_round_and_a_column_a_run(tmp_path, capsys):
+    files = []
+    for strategy, rounds in (("feddgm", 2), ("fedavg", 3)):
+        results(strategy, rounds).save(tmp_path / strategy)
+        files.append(str(tmp_path / strategy / "result.json"))
+    assert compare.main([*files, "--out", str(tmp_path / "accuracy.png")]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[:4]
+    assert head.split() == ["round", "feddgm,", "surrogate", "fedavg,", "surrogate"]
+    assert [row.split() for row in rows] == [
+        ["1", "30.0%", "30.0%"],
+        ["2", "60.0%", "60.0%"],
+        ["3", "-", "90.0%"],
+    ]
+    assert min(png(tmp_path / "accuracy.png")) > 200
+
+
+def test_runs_of_one_strategy_keep_their_own_lines():
+    made = [results().to_dict() | {"seed": seed} for seed in (0, 1, 1)]
+    assert list(plots.curves(made)) == [
+        "feddgm, surrogate, seed 0",
+        "feddgm, surrogate, seed 1",
+        "feddgm, surrogate, seed 1 (2)",
+    ]
+
+
+def test_ownership_is_drawn_for_few_clients_and_for_many(tmp_path):
+    for clients in (2, 40):
+        counts = np.arange(3 * clients).reshape(3, clients)
+        plots.draw_ownership(counts, ("a", "b", "c"), tmp_path / "owners.png")
+        assert min(png(tmp_path / "owners.png")) > 100
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_distilled_images_are_drawn_and_kept(channels, tmp_path):
+    images = synthetic([0, 0, 4, 4, 4], [0, 1, 1, 1, 2], channels)
+    for number in (1, 2):
+        plots.draw_round(tmp_path, number, images, ("a", "b", "c"))
+    saved = np.load(tmp_path / "round_002.npz")
+    assert saved["images"].shape == (5, 8, 8, channels)
+    assert saved["label"].tolist() == [0, 1, 1, 1, 2]
+    assert saved["owner"].tolist() == [0, 0, 4, 4, 4]
+    for name in ("round_001.png", "round_002.png", "over_rounds.png"):
+        assert min(png(tmp_path / name)) > 50
+
+
+def test_a_round_without_images_draws_nothing(tmp_path):
+    empty = synthetic([0], [0])
+    nothing = SyntheticSet(empty.images[:0], empty.targets[:0], empty.weights[:0], empty.owner[:0])
+    plots.draw_grid(nothing, ("a", "b", "c"), tmp_path / "grid.png", title="none")
+    assert not (tmp_path / "grid.png").exists()

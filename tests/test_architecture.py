@@ -1,0 +1,188 @@
+"""The house's rules of who may import whom, read off the source (ARCHITECTURE.md)."""
+
+import ast
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "feddgm_flwr"
+
+CORE = (
+    *("algorithm", "distill", "matching", "augment", "synthetic", "training"),
+    *("evaluation", "params", "models", "images", "seeding", "engine", "ownership"),
+)
+"""The core, by module name under the package."""
+
+FORBIDDEN_IN_CORE = {
+    *("flwr", "ray", "diffusers", "mlxtend", "sklearn", "PIL", "safetensors", "matplotlib"),
+    *("pathlib", "json", "csv", "tempfile", "shutil", "pickle", "sqlite3", "io"),
+    *("feddgm_flwr.data", "feddgm_flwr.federation", "feddgm_flwr.monitoring"),
+}
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {
+    name_of(f): f for f in (*PACKAGE.rglob("*.py"), ROOT / "client_app.py", ROOT / "server_app.py")
+}
+PARSED = {name: ast.parse(file.read_text()) for name, file in FILES.items()}
+
+
+def imports(name: str, *, lazy: bool) -> set[str]:
+    """Return every module that ``name`` imports; ``lazy`` counts those inside functions."""
+    tree = PARSED[name]
+    found: set[str] = set()
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if id(node) in inside and not lazy:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            found.add(str(node.module))
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def touches(name: str, package: str, *, lazy: bool = True) -> bool:
+    modules = imports(name, lazy=lazy)
+    return any(m == package or m.startswith(package + ".") for m in modules)
+
+
+def under(*prefixes: str) -> set[str]:
+    return {name for name in FILES if any(name == p or name.startswith(p + ".") for p in prefixes)}
+
+
+def users(package: str) -> set[str]:
+    return {name for name in FILES if touches(name, package)}
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_knows_no_flower_no_data_set_and_no_file(module):
+    name = f"feddgm_flwr.{module}"
+    found = {p for p in FORBIDDEN_IN_CORE if touches(name, p)}
+    # The engine is told by name which one to build; the Ray one lives in its own module.
+    assert found == set()
+    calls = {
+        node.func.id
+        for node in ast.walk(PARSED[name])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not calls & {"open", "print"}
+
+
+def test_flower_is_known_to_the_apps_and_the_federation_alone():
+    allowed = under("client_app", "server_app", "feddgm_flwr.federation")
+    assert users("flwr") <= allowed
+    assert users("flwr")
+
+
+def test_diffusers_is_known_to_the_generators_alone():
+    assert users("diffusers") <= under("feddgm_flwr.generators")
+
+
+def test_torchvision_is_known_to_models_augmentation_and_data_alone():
+    allowed = under("feddgm_flwr.models", "feddgm_flwr.augment", "feddgm_flwr.data")
+    assert users("torchvision") <= allowed
+
+
+def test_ray_is_known_to_the_cluster_engine_alone():
+    assert users("ray") <= under("feddgm_flwr.cluster")
+
+
+def test_the_federation_is_known_to_the_apps_alone():
+    allowed = under("client_app", "server_app", "feddgm_flwr.federation")
+    assert users("feddgm_flwr.federation") <= allowed
+
+
+def test_the_dashboard_only_reads_what_events_wrote():
+    for name in under("feddgm_flwr.monitoring"):
+        used = {m for m in CORE if touches(name, f"feddgm_flwr.{m}")}
+        assert used <= {"synthetic", "images"}, name
+
+
+def circle(*, lazy: bool, less: frozenset[tuple[str, str]] = frozenset()) -> list[str]:
+    """Return the modules of one circle of imports, if there is any."""
+    graph = {
+        name: {
+            m
+            for m in imports(name, lazy=lazy)
+            if m in FILES and m != name and (name, m) not in less
+        }
+        for name in FILES
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_there_are_no_circles():
+    assert circle(lazy=False) == []
+
+
+def test_the_one_circle_through_a_function_is_the_engine_that_builds_rays():
+    known = frozenset({("feddgm_flwr.engine", "feddgm_flwr.cluster")})
+    assert circle(lazy=True, less=known) == []
+
+
+def test_no_module_is_a_drawer():
+    names = {file.name for file in FILES.values()}
+    assert not names & {"utils.py", "util.py", "base.py", "common.py", "helpers.py", "misc.py"}
+
+
+def test_every_module_says_what_it_is():
+    assert [name for name, tree in PARSED.items() if not ast.get_docstring(tree)] == []
+
+
+@pytest.mark.parametrize("heavy", ["diffusers", "torchvision", "matplotlib", "sklearn", "ray"])
+def test_heavy_packages_are_imported_when_they_are_used(heavy):
+    always = {name for name in FILES if touches(name, heavy, lazy=False)}
+    allowed = under("feddgm_flwr.generators", "feddgm_flwr.monitoring", "feddgm_flwr.cluster")
+    assert always <= allowed
+
+
+def test_the_package_root_imports_nothing_of_weight():
+    modules = imports("feddgm_flwr", lazy=False)
+    assert {m.split(".")[0] for m in modules} <= {*sys.stdlib_module_names, "feddgm_flwr"}
+
+
+def test_nothing_that_runs_in_a_round_uses_global_randomness():
+    """No ``torch.manual_seed(...)``, ``np.random.rand(...)``, ``random.choice(...)``."""
+    makers = {"default_rng", "SeedSequence", "Generator", "Random", "SystemRandom"}
+    said = [
+        f"{name}:{node.lineno}"
+        for name in set(FILES) - under("feddgm_flwr.generators.pretraining")
+        for node in ast.walk(PARSED[name])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) in {"np.random", "random", "torch.random"}
+        | ({"torch"} if node.func.attr in {"manual_seed", "seed"} else set())
+        and node.func.attr not in makers
+    ]  # fmt: skip
+    assert said == []
+
+
+def test_every_draw_of_torch_names_its_generator():
+    draws = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal"}
+    said = [
+        f"{name}:{node.lineno}"
+        for name, tree in PARSED.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {f"torch.{d}" for d in draws}
+        and not any(k.arg == "generator" for k in node.keywords)
+    ]
+    assert said == []

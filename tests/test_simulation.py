@@ -1,0 +1,64 @@
+"""The real thing: `flwr run` in simulation, and deployed over gRPC with TLS and node keys."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def deploy(script, folder, *overrides):
+    """Run a script of deploy/ with two clients; return its exit code, output and results."""
+    said = [f'out-dir="{folder / "run"}" distill.engine="processes" distill.workers=2', *overrides]
+    command = ["bash", str(ROOT / "deploy" / script), str(folder / "work"), "2"]
+    command += ["-c", str(ROOT / "conf" / "smoke.toml")]
+    command += [part for override in said for part in ("-c", override)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    result = folder / "run" / "result.json"
+    return ended, json.loads(result.read_text()) if result.exists() else None
+
+
+def numbers(result):
+    return [(r["accuracy"], r["loss"], r["replies"]) for r in result["rounds"]]
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    return deploy("simulate.sh", tmp_path_factory.mktemp("simulated"))
+
+
+@pytest.mark.slow
+def test_a_simulated_run_completes_and_leaves_its_results(simulated):
+    ended, result = simulated
+    assert ended.returncode == 0, ended.stdout[-5000:]
+    assert [r["round"] for r in result["rounds"]] == [1, 2]
+    assert all(r["replies"]["accepted"] == 2 for r in result["rounds"])
+
+
+@pytest.mark.slow
+def test_a_deployment_with_keys_gives_the_numbers_of_the_simulation(simulated, tmp_path):
+    ended, result = deploy("local.sh", tmp_path)
+    assert ended.returncode == 0, ended.stdout[-5000:]
+    assert numbers(result) == numbers(simulated[1])
+
+
+@pytest.mark.slow
+def test_a_run_with_a_wrong_setting_fails_with_one_sentence(tmp_path):
+    ended, result = deploy("simulate.sh", tmp_path, "data.alpha=-1.0")
+    assert ended.returncode == 1
+    assert "data.alpha must be greater than 0, got -1.0" in ended.stdout
+    assert result is None
