@@ -65,7 +65,7 @@ def run(
     """Run ``config`` with ``clients`` clients; FedDGM, FedAvg or FedProx."""
     setting = build_setting(config)
     test = load(config.data, "test")
-    state = algorithm.init_state(setting)
+    state = algorithm.init_state(setting, emit=lambda kind, **fields: None)
     rounds: list[Round] = []
     try:
         for number in range(1, config.num_server_rounds + 1):

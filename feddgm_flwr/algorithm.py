@@ -4,10 +4,11 @@
 data set and no file; ``federation.strategy`` feeds it and carries its result away.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 
 import torch
@@ -31,6 +32,8 @@ from feddgm_flwr.params import Params, load_params, params_of, weighted_mean
 from feddgm_flwr.seeding import derive
 from feddgm_flwr.synthetic import Latents, SyntheticSet
 from feddgm_flwr.training import train
+
+logger = logging.getLogger(__name__)
 
 CONTROL_IMAGES_PER_CLASS = 200
 """Samples of the prior that the generator-only control learns from, at least."""
@@ -144,14 +147,38 @@ class Setting:
         )
 
 
-def init_state(setting: Setting) -> ServerState:
-    """Return round 0: seeded fresh weights, no latents."""
+def init_state(setting: Setting, *, emit: Emit) -> ServerState:
+    """Return round 0: seeded fresh weights, or a surrogate that the prior taught; no latents."""
+    state = fresh_state(setting)
+    if not setting.config.starts_from_prior:
+        return state
+    if not setting.prior.conditional:
+        logger.info(
+            "the prior does not know the classes, so the surrogate starts from fresh weights"
+        )
+        return state
+    return replace(state, surrogate=taught_by_prior(state.surrogate, setting, emit))
+
+
+def fresh_state(setting: Setting) -> ServerState:
+    """Return seeded fresh weights and nothing else."""
     initialise(setting.surrogate, rng=derive(setting.config.seed, "surrogate"))
     models = {}
     for index, (name, model) in enumerate(setting.global_models.items()):
         initialise(model, rng=derive(setting.config.seed, "global-model", index))
         models[name] = _copy(model.state_dict())
     return ServerState(0, params_of(setting.surrogate), models, {}, ())
+
+
+def taught_by_prior(params: Params, setting: Setting, emit: Emit) -> Params:
+    """Return ``params`` trained on samples of the prior alone: no client was asked."""
+    load_params(setting.surrogate, params)
+    rng = derive(setting.config.seed, "surrogate-training", 0)
+    server = setting.config.server
+    alone = replace(server, epochs=server.prior_epochs, lr=server.prior_lr)
+    if _train_on(setting.surrogate, control_set(setting), alone, setting, rng, "surrogate", emit):
+        return params_of(setting.surrogate)
+    return params
 
 
 def apply_round(
@@ -169,7 +196,7 @@ def apply_round(
     parts = [as_set(u, r, setting) for u, r in zip(updates, results, strict=True)]
     fresh = SyntheticSet.concat([SyntheticSet.empty(setting.spec), *parts])
     replay = (*state.replay, fresh)[-setting.config.distill.replay_rounds :]
-    union = SyntheticSet.concat([*replay, prior_set(setting, server_round)])
+    union = SyntheticSet.concat([*replay, rehearsal_set(setting, server_round)])
 
     # Step 5: the next surrogate and the global models learn from the union.
     # A reply that could not be distilled is not averaged either.
@@ -251,14 +278,18 @@ def as_set(update: ClientUpdate, result: DistillResult, setting: Setting) -> Syn
     )
 
 
-def prior_set(setting: Setting, server_round: int, count: int | None = None) -> SyntheticSet:
-    """Return ``count`` images a class of the prior's own (default: as the config says)."""
+def rehearsal_set(setting: Setting, server_round: int) -> SyntheticSet:
+    """Return fresh samples of the prior for the union, where it knows the classes."""
+    count = setting.config.server.prior_images_per_class if setting.prior.conditional else 0
+    return prior_set(setting, server_round, count)
+
+
+def prior_set(setting: Setting, server_round: int, count: int) -> SyntheticSet:
+    """Return ``count`` images a class of the prior's own, none of them any client's."""
     spec = setting.spec
-    if count is None:
-        count = setting.config.server.prior_images_per_class
-    labels = torch.arange(spec.num_classes).repeat_interleave(count)
-    if not len(labels):
+    if not count:
         return SyntheticSet.empty(spec)
+    labels = torch.arange(spec.num_classes).repeat_interleave(count)
     rng = derive(setting.config.seed, "prior-images", server_round)
     values = setting.prior.sample(labels, rng=rng)
     return SyntheticSet(
@@ -311,23 +342,24 @@ def train_global_model(
 
 
 def generator_only(setting: Setting, *, emit: Emit) -> dict[str, dict[str, Tensor]]:
-    """Return the control: every model trained on the prior alone, no client asked.
+    """Return the control: every model trained on the prior alone, at the server's own settings.
 
-    ``CONTROL_IMAGES_PER_CLASS`` samples of the prior, or what a round adds to its union if that
-    is more, at the server's own settings. ``{name: state dict}``, the surrogate's under
-    ``"surrogate"``.
+    ``{name: state dict}``, the surrogate's under ``"surrogate"``.
     """
-    config = setting.config
-    count = max(CONTROL_IMAGES_PER_CLASS, config.server.prior_images_per_class)
-    union = prior_set(setting, 0, count)
-    state = init_state(setting)
-    load_params(setting.surrogate, state.surrogate)
-    rng = derive(config.seed, "surrogate-training", 0)
-    _train_on(setting.surrogate, union, config.server, setting, rng, "surrogate", emit)
-    models = {"surrogate": _copy(setting.surrogate.state_dict())}
+    state = fresh_state(setting)
+    models: dict[str, dict[str, Tensor]] = {
+        "surrogate": taught_by_prior(state.surrogate, setting, emit)
+    }
+    union = control_set(setting)
     for name, weights in state.global_models.items():
         models[name] = train_global_model(name, weights, union, setting, 0, emit)
     return models
+
+
+def control_set(setting: Setting) -> SyntheticSet:
+    """Return what the control learns from; a round adds fewer images of the prior to its union."""
+    more = setting.config.server.prior_images_per_class
+    return prior_set(setting, 0, max(CONTROL_IMAGES_PER_CLASS, more))
 
 
 def _train_on(

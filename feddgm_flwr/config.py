@@ -238,7 +238,7 @@ class GeneratorConfig:
 class DistillConfig:
     """How one client's update becomes images (METHOD step 3)."""
 
-    images_per_class: int = 5
+    images_per_class: int = 3
     """Synthetic images of each distilled class of a client (ipc)."""
     iterations: int = 30
     """Descent steps on a client's latents in its first round."""
@@ -248,14 +248,14 @@ class DistillConfig:
     """SGD steps of the student from the surrogate (N in the paper)."""
     student_batch: int = 0
     """Synthetic images a student step; 0 is the whole set."""
-    student_lr: float = 0.05
+    student_lr: float = 0.02
     """The student's learning rate at the start; it is learned."""
     student_lr_lr: float = 0.05
     """Step on the logarithm of the student's learning rate under `adam`, on the rate itself
     under `sgd`; 0 keeps it fixed."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Of latents, labels and student learning rate."""
-    latent_lr: float = 0.05
+    latent_lr: float = 0.1
     """Step on the latents."""
     momentum: float = 0.5
     """Momentum under `sgd`."""
@@ -318,15 +318,23 @@ class ServerConfig(TrainConfig):
     of the replies trained on the union."""
     epochs: int = 20
     """Passes of the surrogate over the union."""
-    lr: float = 0.02
+    lr: float = 0.005
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch_size: int = 64
     augment: str = ""
     weight_by_examples: bool = False
     """Weigh a client's images by its example count, so that n_i speaks in the union too."""
-    prior_images_per_class: int = 50
-    """Fresh class-conditional samples of the prior added to the union each round."""
+    prior_images_per_class: int = 10
+    """Fresh samples of the prior added to the union each round, where it knows the classes."""
+    prior_epochs: int = 20
+    """Passes over samples of the prior when it teaches a model alone (start and control)."""
+    prior_lr: float = 0.02
+    """Learning rate of the same."""
+    start: Literal["strategy", "random", "prior"] = "strategy"
+    """The first surrogate: fresh weights, or trained on the prior alone (the generator-only
+    control itself), if it knows the classes. `strategy` is `prior` for feddgm and `random` for the
+    baselines."""
     generator_only: bool = True
     """Report the control too: the surrogate trained on samples of the prior alone."""
     fraction_train: float = 1.0
@@ -355,6 +363,8 @@ class ServerConfig(TrainConfig):
             self.prior_images_per_class,
             ">= 0",
         )
+        _check(self.prior_epochs >= 0, "server.prior-epochs", self.prior_epochs, ">= 0")
+        _check(self.prior_lr > 0, "server.prior-lr", self.prior_lr, "greater than 0")
         _check(self.node_wait_s > 0, "server.node-wait-s", self.node_wait_s, "> 0 seconds")
         _check(
             self.round_timeout_s > 0,
@@ -431,6 +441,13 @@ class RunConfig:
         )
         _check(self.seed >= 0, "seed", self.seed, ">= 0")
 
+    @property
+    def starts_from_prior(self) -> bool:
+        """Whether the first surrogate is trained on the prior."""
+        if self.server.start == "strategy":
+            return self.strategy == "feddgm"
+        return self.server.start == "prior"
+
     @classmethod
     def from_run_config(cls, flat: Mapping[str, Scalar]) -> "RunConfig":
         """Build the tree from Flower's flat run config.
@@ -495,6 +512,7 @@ RECIPES: dict[str, dict[str, Scalar]] = {
         "distill.warm-start": False,
         "distill.replay-rounds": 1,
         "distill.stop-tolerance": 0.0,
+        "server.start": "random",
         "server.surrogate-update": "synthetic",
         "server.epochs": 1000,
         "server.lr": 0.01,

@@ -29,6 +29,7 @@ CONFIG = {
     "distill.latent-lr": 0.1,
     "distill.engine": "serial",
     "server.epochs": 5,
+    "server.start": "random",
     "server.prior-images-per-class": 0,
 }
 
@@ -65,6 +66,6 @@ def update(server: Setting, state, partition_id: int, data: ImageSet) -> ClientU
 
 def federation(server: Setting):
     """Return round 0 and the first replies of two clients: one owns a and b, the other c."""
-    state = init_state(server)
+    state = init_state(server, emit=lambda kind, **fields: None)
     owned = {0: [0, 1] * 12, 1: [2] * 12}
     return state, [update(server, state, i, images(own, i)) for i, own in owned.items()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from feddgm_flwr.algorithm import (
     Emit,
@@ -76,7 +76,7 @@ def server_side(
                 folder,
                 Scorer(models, test, device),
                 arithmetic=Distillation(setting, emit),
-                fresh=lambda: init_state(setting),
+                fresh=lambda: init_state(setting, emit=emit),
                 control=lambda: generator_only(setting, emit=emit),
             )
         finally:
@@ -88,7 +88,7 @@ def server_side(
         folder,
         Scorer({"surrogate": surrogate}, test, device),
         arithmetic=build_baseline(config.strategy, config.baseline),
-        fresh=lambda: bare_state(surrogate, config.seed),
+        fresh=lambda: baseline_state(config, spec, device, emit),
         control=None,
     )
 
@@ -112,9 +112,15 @@ def build_setting(config: RunConfig, spec: ImageSpec, device: torch.device) -> S
     )
 
 
-def bare_state(surrogate: nn.Module, seed: int) -> ServerState:
-    """Return round 0 of a baseline: the very surrogate that FedDGM would start from."""
-    initialise(surrogate, rng=derive(seed, "surrogate"))
+def baseline_state(
+    config: RunConfig, spec: ImageSpec, device: torch.device, emit: Emit
+) -> ServerState:
+    """Return round 0 of a baseline: fresh weights, or FedDGM's own start where config asks."""
+    if config.starts_from_prior:
+        state = init_state(build_setting(config, spec, device), emit=emit)
+        return ServerState(0, state.surrogate, {}, {}, ())
+    surrogate = build_surrogate(config.surrogate, spec)
+    initialise(surrogate, rng=derive(config.seed, "surrogate"))
     return ServerState(0, params_of(surrogate), {}, {}, ())
 
 
