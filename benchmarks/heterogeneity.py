@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from inprocess import build_setting, run
 
-from feddgm_flwr.algorithm import generator_only
+from feddgm_flwr.algorithm import Emit, fresh_state, taught_by_prior
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.data.datasets import load
 from feddgm_flwr.evaluation import evaluate
+from feddgm_flwr.params import load_params
 
 CLIENTS = 10
 GRIDS = {
@@ -54,8 +55,10 @@ def control(settings: dict[str, Any]) -> list[float]:
     torch.set_num_threads(1)
     config = RunConfig.from_run_config({**settings, "distill.engine": "serial"})
     setting = build_setting(config)
-    models = generator_only(setting, emit=lambda kind, **fields: None)
-    setting.surrogate.load_state_dict(models["surrogate"])
+    quiet: Emit = lambda kind, **fields: None  # noqa: E731
+    load_params(
+        setting.surrogate, taught_by_prior(fresh_state(setting), setting, emit=quiet).surrogate
+    )
     test = load(config.data, "test")
     return [evaluate(setting.surrogate, test.images, test.labels).accuracy]
 

@@ -36,7 +36,7 @@ from feddgm_flwr.training import train
 logger = logging.getLogger(__name__)
 
 CONTROL_IMAGES_PER_CLASS = 200
-"""Samples of the prior that the generator-only control learns from, at least."""
+"""Samples of the prior a class that the generator-only control learns from, at least."""
 
 Emit = Callable[..., None]
 """``emit(kind, **fields)``: where events go; fields are JSON scalars and lists."""
@@ -157,7 +157,7 @@ def init_state(setting: Setting, *, emit: Emit) -> ServerState:
             "the prior does not know the classes, so the surrogate starts from fresh weights"
         )
         return state
-    return replace(state, surrogate=taught_by_prior(state.surrogate, setting, emit))
+    return taught_by_prior(state, setting, emit=emit)
 
 
 def fresh_state(setting: Setting) -> ServerState:
@@ -170,15 +170,29 @@ def fresh_state(setting: Setting) -> ServerState:
     return ServerState(0, params_of(setting.surrogate), models, {}, ())
 
 
-def taught_by_prior(params: Params, setting: Setting, emit: Emit) -> Params:
-    """Return ``params`` trained on samples of the prior alone: no client was asked."""
-    load_params(setting.surrogate, params)
-    rng = derive(setting.config.seed, "surrogate-training", 0)
-    server = setting.config.server
-    alone = replace(server, epochs=server.prior_epochs, lr=server.prior_lr)
-    if _train_on(setting.surrogate, control_set(setting), alone, setting, rng, "surrogate", emit):
-        return params_of(setting.surrogate)
-    return params
+def taught_by_prior(state: ServerState, setting: Setting, *, emit: Emit) -> ServerState:
+    """Return ``state`` with every model trained on samples of the prior alone.
+
+    From ``fresh_state`` this is the generator-only control: no client was asked.
+    """
+    config = setting.config
+    samples = prior_set(
+        setting, 0, max(CONTROL_IMAGES_PER_CLASS, config.server.prior_images_per_class)
+    )
+    load_params(setting.surrogate, state.surrogate)
+    rng = derive(config.seed, "surrogate-training", 0)
+    alone = replace(config.server, epochs=config.server.prior_epochs, lr=config.server.prior_lr)
+    sound = _train_on(setting.surrogate, samples, alone, setting, rng, "surrogate", emit)
+    few = replace(config.global_model, epochs=config.global_model.prior_epochs)
+    briefly = replace(setting, config=replace(config, global_model=few))
+    return replace(
+        state,
+        surrogate=params_of(setting.surrogate) if sound else state.surrogate,
+        global_models={
+            name: train_global_model(name, weights, samples, briefly, 0, emit)
+            for name, weights in state.global_models.items()
+        },
+    )
 
 
 def apply_round(
@@ -339,27 +353,6 @@ def train_global_model(
     if _train_on(model, union, setting.config.global_model, setting, rng, name, emit):
         return _copy(model.state_dict())
     return weights
-
-
-def generator_only(setting: Setting, *, emit: Emit) -> dict[str, dict[str, Tensor]]:
-    """Return the control: every model trained on the prior alone, at the server's own settings.
-
-    ``{name: state dict}``, the surrogate's under ``"surrogate"``.
-    """
-    state = fresh_state(setting)
-    models: dict[str, dict[str, Tensor]] = {
-        "surrogate": taught_by_prior(state.surrogate, setting, emit)
-    }
-    union = control_set(setting)
-    for name, weights in state.global_models.items():
-        models[name] = train_global_model(name, weights, union, setting, 0, emit)
-    return models
-
-
-def control_set(setting: Setting) -> SyntheticSet:
-    """Return what the control learns from; a round adds fewer images of the prior to its union."""
-    more = setting.config.server.prior_images_per_class
-    return prior_set(setting, 0, max(CONTROL_IMAGES_PER_CLASS, more))
 
 
 def _train_on(

@@ -174,6 +174,8 @@ class GlobalModelConfig(TrainConfig):
     """Comma-separated, of convnet, resnet18, resnet34, vgg11, alexnet, vit; "" for none."""
     epochs: int = 30
     """Passes over the union, each round; training goes on from the last round's weights."""
+    prior_epochs: int = 5
+    """Passes over samples of the prior when it teaches the models alone (start and control)."""
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -182,6 +184,7 @@ class GlobalModelConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         _check_train("global-model", self)
+        _check(self.prior_epochs >= 0, "global-model.prior-epochs", self.prior_epochs, ">= 0")
         known = ("convnet", "resnet18", "resnet34", "vgg11", "alexnet", "vit")
         for name in self.name_list:
             _check(name in known, "global-model.names", name, f"of {known}")
@@ -328,11 +331,11 @@ class ServerConfig(TrainConfig):
     prior_images_per_class: int = 10
     """Fresh samples of the prior added to the union each round, where it knows the classes."""
     prior_epochs: int = 20
-    """Passes over samples of the prior when it teaches a model alone (start and control)."""
+    """Passes over samples of the prior when it teaches the surrogate alone (start and control)."""
     prior_lr: float = 0.02
     """Learning rate of the same."""
     start: Literal["strategy", "random", "prior"] = "strategy"
-    """The first surrogate: fresh weights, or trained on the prior alone (the generator-only
+    """The first models: fresh weights, or trained on the prior alone (the generator-only
     control itself), if it knows the classes. `strategy` is `prior` for feddgm and `random` for the
     baselines."""
     generator_only: bool = True

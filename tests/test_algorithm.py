@@ -6,7 +6,7 @@ import pytest
 import torch
 import toy
 
-from feddgm_flwr.algorithm import apply_round, generator_only, init_state
+from feddgm_flwr.algorithm import apply_round, fresh_state, init_state, rehearsal_set
 from feddgm_flwr.evaluation import evaluate
 from feddgm_flwr.params import all_finite, load_params
 
@@ -170,7 +170,36 @@ def test_no_replies_leave_everything_as_it_was():
     assert len(report.union) == 0
 
 
-def test_generator_only_control_is_reproducible_and_asks_no_client():
-    first, again = (generator_only(toy.setting(), emit=quiet) for _ in range(2))
+class Telling:
+    """A prior that knows the classes: it shows each one's true picture, a little noisy."""
+
+    conditional = True
+
+    def sample(self, labels, *, rng):
+        return toy.images(labels.tolist(), int(torch.randint(99, (1,), generator=rng))).images
+
+    def decode(self, latents):
+        return latents
+
+    def to(self, device):
+        return self
+
+
+def test_a_prior_that_knows_the_classes_teaches_the_first_models_and_is_rehearsed():
+    server = toy.setting(server__start="prior", global_model__names="convnet")
+    telling = dataclasses.replace(server, prior=Telling())
+    first, again = (init_state(telling, emit=quiet) for _ in range(2))
     assert same(first, again)
-    assert list(first) == ["surrogate"]
+    fresh = fresh_state(telling)
+    assert not same(first.surrogate, fresh.surrogate)
+    assert not same(first.global_models, fresh.global_models)
+    assert len(rehearsal_set(telling, 1)) == 0
+    more = toy.setting(server__prior_images_per_class=4)
+    union = rehearsal_set(dataclasses.replace(more, prior=Telling()), 1)
+    assert union.owner.tolist() == [-1] * 12
+
+
+def test_a_prior_that_does_not_know_them_is_left_out():
+    server = toy.setting(server__start="prior", server__prior_images_per_class=4)
+    assert same(init_state(server, emit=quiet), fresh_state(server))
+    assert len(rehearsal_set(server, 1)) == 0

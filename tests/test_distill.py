@@ -40,8 +40,8 @@ def test_soft_labels_are_learned_and_stay_probabilities():
 
 
 def test_student_learning_rate_is_learned_or_fixed():
-    assert result().report.student_lr != pytest.approx(0.05)
-    assert result(distill__student_lr_lr=0.0).report.student_lr == pytest.approx(0.05)
+    assert result().report.student_lr != pytest.approx(0.02)
+    assert result(distill__student_lr_lr=0.0).report.student_lr == pytest.approx(0.02)
 
 
 def test_memory_budget_changes_no_bit():

@@ -3,20 +3,20 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from feddgm_flwr.algorithm import (
     Emit,
     RoundReport,
     ServerState,
     Setting,
-    generator_only,
+    fresh_state,
     init_state,
+    taught_by_prior,
 )
 from feddgm_flwr.config import DataConfig, RunConfig
 from feddgm_flwr.data import datasets
@@ -38,8 +38,8 @@ from feddgm_flwr.seeding import derive
 
 logger = logging.getLogger(__name__)
 
-Control = Callable[[], dict[str, dict[str, Tensor]]]
-"""Trains every model on the prior alone; the surrogate under ``"surrogate"``."""
+Control = Callable[[], ServerState]
+"""Returns models that the prior alone has taught."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ServerSide:
     state: ServerState
     results: Results
     scorer: Scorer
-    control: Control | None
+    control: Control | None = None
 
 
 @contextmanager
@@ -71,14 +71,14 @@ def server_side(
         setting = build_setting(config, spec, device)
         models = {"surrogate": setting.surrogate, **setting.global_models}
         try:
-            yield _restore(
+            parts = _restore(
                 config,
                 folder,
                 Scorer(models, test, device),
                 arithmetic=Distillation(setting, emit),
                 fresh=lambda: init_state(setting, emit=emit),
-                control=lambda: generator_only(setting, emit=emit),
             )
+            yield replace(parts, control=lambda: control_state(setting, parts.state, emit))
         finally:
             setting.engine.close()
         return
@@ -89,7 +89,6 @@ def server_side(
         Scorer({"surrogate": surrogate}, test, device),
         arithmetic=build_baseline(config.strategy, config.baseline),
         fresh=lambda: baseline_state(config, spec, device, emit),
-        control=None,
     )
 
 
@@ -112,6 +111,13 @@ def build_setting(config: RunConfig, spec: ImageSpec, device: torch.device) -> S
     )
 
 
+def control_state(setting: Setting, state: ServerState, emit: Emit) -> ServerState:
+    """Return the generator-only control; a run that starts from the prior starts from it."""
+    if setting.config.starts_from_prior and setting.prior.conditional and not state.server_round:
+        return state
+    return taught_by_prior(fresh_state(setting), setting, emit=emit)
+
+
 def baseline_state(
     config: RunConfig, spec: ImageSpec, device: torch.device, emit: Emit
 ) -> ServerState:
@@ -131,17 +137,16 @@ def _restore(
     *,
     arithmetic: Arithmetic,
     fresh: Callable[[], ServerState],
-    control: Control | None,
 ) -> ServerSide:
     """Return the parts at round 0, or where the checkpoint left them."""
     if not config.resume:
-        return ServerSide(arithmetic, fresh(), Results.of(config), scorer, control)
+        return ServerSide(arithmetic, fresh(), Results.of(config), scorer)
     saved = checkpoint.load(folder)
     checkpoint.check_same_run(saved.config, config.flat())
     arithmetic.recall(saved.memory)
     logger.info("going on after round %d", saved.state.server_round)
     results = Results.from_dict(saved.results)
-    return ServerSide(arithmetic, saved.state, results, scorer, control)
+    return ServerSide(arithmetic, saved.state, results, scorer)
 
 
 def server_images(config: DataConfig, part: datasets.Part) -> ImageSet | None:
@@ -165,7 +170,9 @@ def add_control(config: RunConfig, parts: ServerSide) -> None:
     if not wanted or parts.control is None or not parts.scorer.has_images:
         return
     logger.info("the control first: models that learn from the prior alone")
-    scores = parts.scorer.score(parts.control())
+    taught = parts.control()
+    models = {"surrogate": taught.surrogate, **taught.global_models}
+    scores = parts.scorer.score(models)
     parts.results.generator_only = asdict(scores)
     told = ", ".join(f"{name} {value:.1%}" for name, value in scores.accuracy.items())
     logger.info("without any client the prior alone gives %s", told)

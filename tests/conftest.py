@@ -1,0 +1,24 @@
+"""What every test runs under: one thread, and GPU tests only where there is a GPU."""
+
+import pytest
+import torch
+
+
+def pytest_configure(config):
+    # Small models are many times slower when threads of parallel workers fight for cores.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available():
+        return
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in set(gpu)]
+
+
+@pytest.fixture
+def quiet():
+    """An ``emit`` that tells nobody."""
+    return lambda kind, **fields: None
