@@ -28,6 +28,9 @@ address = "127.0.0.1:$CONTROL"
 insecure = true
 TOML
 
+# Ray gives its own servers 30 s to start, which is short for a disk that has not read them yet.
+cat "$(python -c 'import importlib.util as u; print(u.find_spec("ray").submodule_search_locations[0])')"/core/src/ray/{gcs/gcs_server,raylet/raylet} >/dev/null
+
 cd "$WORK/cwd"
 start "$WORK/superlink.log" flower-superlink --insecure --simulation \
   --control-api-address "127.0.0.1:$CONTROL" --serverappio-api-address "127.0.0.1:$APPIO"

@@ -321,14 +321,14 @@ class ServerConfig(TrainConfig):
     of the replies trained on the union."""
     epochs: int = 20
     """Passes of the surrogate over the union."""
-    lr: float = 0.005
+    lr: float = 0.003
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch_size: int = 64
     augment: str = ""
     weight_by_examples: bool = False
     """Weigh a client's images by its example count, so that n_i speaks in the union too."""
-    prior_images_per_class: int = 10
+    prior_images_per_class: int = 30
     """Fresh samples of the prior added to the union each round, where it knows the classes."""
     prior_epochs: int = 20
     """Passes over samples of the prior when it teaches the surrogate alone (start and control)."""
