@@ -203,3 +203,16 @@ def test_a_prior_that_does_not_know_them_is_left_out():
     server = toy.setting(server__start="prior", server__prior_images_per_class=4)
     assert same(init_state(server, emit=quiet), fresh_state(server))
     assert len(rehearsal_set(server, 1)) == 0
+
+
+def test_the_papers_recipe_runs_with_its_own_choices():
+    server = toy.setting(recipe="paper", distill__iterations=2, server__epochs=2)
+    config = server.config
+    assert (config.distill.gradient, config.distill.classes) == ("detached", "all")
+    assert config.server.surrogate_update == "synthetic"
+    assert not config.distill.warm_start
+    state, updates = toy.federation(server)
+    after, report = apply_round(state, updates, server, emit=quiet)
+    assert [d.classes for d in report.distilled] == [(0, 1, 2)] * 2
+    assert after.latents == {}
+    assert all_finite(after.surrogate)
