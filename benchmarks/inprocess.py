@@ -2,7 +2,8 @@
 
 Start-up of Flower and Ray costs about 40 s a run; a sweep of settings and seeds pays it hundreds
 of times. ``run`` trains the same clients on the same partitions from the same seeds with the same
-functions as the apps do, so its numbers are those of ``flwr run`` (a test compares them).
+functions as the apps do. Its numbers differ from those of ``flwr run`` only through rounding: the
+ServerApp trains models on all cores, a sweep on one.
 """
 
 from collections.abc import Callable

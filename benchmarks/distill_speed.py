@@ -1,0 +1,478 @@
+"""What one client-round of distillation costs: the published way, one core, all cores, the floor.
+
+Claim: docs, "Speed". For each workload, in one run: seconds a client-round, peak resident memory
+and the matching loss after the same iterations, of the plain reference (``reference.py``), the
+serial engine and the process engine; floating-point operations by torch's counter; the machine's
+own matmul rate on as many threads; and the fraction of it that is reached.
+
+    python benchmarks/distill_speed.py [mnist5k cifar-paper imagenette-128]
+        [--weights FOLDER] [--data PACK.npz] [--iterations N] [--device cuda] [--out FILE.json]
+
+``mnist5k`` is the demo's median client; ``cifar-paper`` the paper's settings at depth 3 and 5 (100
+images a student step); ``imagenette-128`` the same at 128 pixels with one image a class. --weights
+names an autoencoder in diffusers' layout: imagenette-128 needs it, cifar-paper uses it in place of
+pixels. --data names a JPEG pack of the workload's data (see unpack_images.py), of which a client is
+trained; random images cost the same. Only ``--iterations`` are run and the time is scaled to the
+workload's, which all cost alike. Every figure comes from a fresh process. Linux only (/proc).
+"""
+
+import argparse
+import gc
+import io
+import json
+import math
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from inprocess import build_setting, client_sets, local_update
+from reference import distill_plainly
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from feddgm_flwr.algorithm import distill_job, fresh_state
+from feddgm_flwr.config import RunConfig, TrainConfig
+from feddgm_flwr.distill import Bench, DistillJob, decode_clamped, distill_client, student_loss
+from feddgm_flwr.engine import ProcessEngine, SerialEngine, threads
+from feddgm_flwr.generators import build_prior
+from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.matching import graph_bytes
+from feddgm_flwr.models import build_surrogate, initialise
+from feddgm_flwr.params import params_of
+from feddgm_flwr.seeding import derive
+from feddgm_flwr.training import train
+
+WORKLOADS = {
+    "mnist5k": ("mnist5k",),
+    "cifar-paper": ("cifar-paper-3", "cifar-paper-5"),
+    "imagenette-128": ("imagenette-128",),
+}
+"""Name on the command line -> cases."""
+ITERATIONS = {"mnist5k": 30, "cifar-paper-3": 2, "cifar-paper-5": 2, "imagenette-128": 2}
+"""Case -> iterations that are run, unless --iterations says otherwise."""
+BUDGET_MB = {"cifar-paper-3": 512, "cifar-paper-5": 512, "imagenette-128": 2048}
+"""Case -> ``distill.memory-budget-mb``; 0 where not named."""
+LOCAL_IMAGES = 512
+"""Images that the client of a paper workload trains on, one epoch."""
+CLIENTS = 10
+"""Clients of mnist5k, of which the median one is distilled."""
+TOLERANCE = 0.02
+"""Largest relative difference of the final loss from the reference's."""
+
+
+Gradient = Literal["exact", "detached"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A client-round to be measured.
+
+    Attributes
+    ----------
+    iterations
+        Of a whole client-round; the bench's own are the few that are run.
+    """
+
+    name: str
+    bench: Bench
+    job: DistillJob
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way of computing a case took.
+
+    Attributes
+    ----------
+    seconds
+        A client-round, scaled to all of its iterations.
+    peak_mb
+        Largest resident memory, all processes added; on CUDA the device's.
+    loss
+        Matching loss at the last iteration that was run.
+    """
+
+    way: str
+    threads: int
+    clients: int
+    seconds: float
+    peak_mb: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What the hardware could do.
+
+    Attributes
+    ----------
+    engine_flops, reference_flops
+        Of a whole client-round.
+    step_mb
+        Bytes that one student step's graph holds on to.
+    gflops
+        Threads -> measured float32 matmul rate.
+    """
+
+    engine_flops: float
+    reference_flops: float
+    step_mb: float
+    gflops: dict[int, float]
+
+
+def build_case(name: str, options: argparse.Namespace) -> Case:
+    """Return the named case, with a client that has really been trained."""
+    case = mnist5k(options.device) if name == "mnist5k" else paper_case(name, options)
+    run = options.iterations or ITERATIONS[name]
+    budget = BUDGET_MB.get(name, 0) if options.budget is None else options.budget
+    config = replace(case.bench.config, iterations=run, stop_tolerance=0.0, memory_budget_mb=budget)
+    return replace(case, bench=replace(case.bench, config=config))
+
+
+def mnist5k(device: torch.device) -> Case:
+    """Return the client of the demo that owns the median number of classes."""
+    config = RunConfig.from_run_config({"distill.engine": "serial"})
+    setting = build_setting(config)
+    owned = client_sets(config.data, CLIENTS, config.seed)
+    median = sorted(range(CLIENTS), key=lambda i: len(torch.unique(owned[i].labels)))[CLIENTS // 2]
+    state = fresh_state(setting)
+    update = local_update(setting, state, owned[median], median, 1)
+    bench = replace(setting.bench, device=device)
+    return Case("mnist5k", bench, distill_job(update, state, setting), config.distill.iterations)
+
+
+def paper_case(name: str, options: argparse.Namespace) -> Case:
+    """Return a client under the paper's settings, at 32 or 128 pixels."""
+    large = name == "imagenette-128"
+    if large and not options.weights:
+        raise ValueError(
+            "imagenette-128 decodes latents; name an autoencoder's folder by --weights"
+        )
+    said: dict[str, Any] = {"recipe": "paper", "surrogate.depth": 3 if name[-1] == "3" else 5}
+    if options.weights:
+        said |= {"generator.kind": "autoencoder", "generator.path": options.weights}
+        said |= {"generator.image-scale": 1 if large else 2}
+    else:
+        said |= {"generator.kind": "pixel"}
+    if large:
+        said |= {"distill.images-per-class": 1}
+    config = RunConfig.from_run_config(said)
+    classes = tuple(map(str, range(10)))
+    spec = ImageSpec(3, 128 if large else 32, classes, (0.5,) * 3, (0.25,) * 3, flip=True)
+    model = build_surrogate(config.surrogate, spec)
+    initialise(model, rng=derive(0, "surrogate"))
+    start = params_of(model)
+    images, labels = read_pack(options.data, spec) if options.data else random_images(spec)
+    local = TrainConfig(epochs=1, lr=config.client.lr, batch_size=32)
+    train(model, images, labels, local, rng=derive(0, "client", 1, 0))
+    per_class = dict.fromkeys(range(10), config.distill.images_per_class)
+    job = DistillJob(0, 1, 0, start, params_of(model), per_class, None)
+    prior = build_prior(config.generator, spec)
+    chunk = config.generator.chunk
+    bench = Bench(model, prior, config.distill, spec, chunk, options.device)
+    return Case(name, bench, job, config.distill.iterations)
+
+
+def random_images(spec: ImageSpec) -> tuple[Tensor, Tensor]:
+    """Return noise; it costs what pictures cost."""
+    rng = derive(0, "noise")
+    shape = (LOCAL_IMAGES, spec.channels, spec.size, spec.size)
+    return torch.rand(shape, generator=rng), torch.arange(LOCAL_IMAGES) % spec.num_classes
+
+
+def read_pack(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
+    """Return the first training images of a JPEG pack, evenly spaced."""
+    from PIL import Image
+
+    pack = np.load(path)
+    streams, ends = pack["jpeg"], pack["offsets"]
+    train_part = np.flatnonzero(~pack["test"].astype(bool))
+    picked = train_part[np.linspace(0, len(train_part) - 1, LOCAL_IMAGES).astype(int)]
+    pictures = []
+    for i in picked:
+        stream = io.BytesIO(streams[ends[i] : ends[i + 1]].tobytes())
+        picture = np.asarray(Image.open(stream).convert("RGB"))
+        if picture.shape[:2] != (spec.size, spec.size):
+            raise ValueError(
+                f"--data must hold images of {spec.size} pixels for this workload, got "
+                f"{picture.shape[:2]}; name the workload's own pack"
+            )
+        pictures.append(picture)
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    return images, torch.from_numpy(pack["label"][picked].astype(np.int64))
+
+
+def measure_reference(case: Case, num_threads: int) -> Measured:
+    """Run the plain reference on one client."""
+    bench = placed(case.bench)
+    with threads(num_threads):
+        distill_plainly(small(case.job), bench, 1)
+        began = time.perf_counter()
+        losses = distill_plainly(case.job, bench, bench.config.iterations)
+        seconds = time.perf_counter() - began
+    peak = peak_mb(bench.device)
+    return Measured("reference", num_threads, 1, scaled(case, seconds, 1), peak, losses[-1])
+
+
+def measure_serial(case: Case, gradient: Gradient) -> Measured:
+    """Run the serial engine, on one thread, on one client."""
+    bench = placed(replace(case.bench, config=replace(case.bench.config, gradient=gradient)))
+    seconds, loss, peak = measure_engine(SerialEngine(bench), [case.job], bench.device)
+    return Measured(f"serial, {gradient}", 1, 1, scaled(case, seconds, 1), peak, loss)
+
+
+def measure_processes(case: Case, gradient: Gradient, workers: int) -> Measured:
+    """Run the process engine on one client a worker."""
+    bench = replace(case.bench, config=replace(case.bench.config, gradient=gradient))
+    # The same client many times, so that no worker waits for a larger one.
+    jobs = [case.job] * workers
+    seconds, loss, peak = measure_engine(ProcessEngine(bench, workers), jobs, bench.device)
+    way = f"{workers} processes, {gradient}"
+    return Measured(way, workers, workers, scaled(case, seconds, workers), peak, loss)
+
+
+def measure_engine(
+    engine: SerialEngine | ProcessEngine, jobs: list[DistillJob], device: torch.device
+) -> tuple[float, float, float]:
+    """Return seconds, the last loss and the peak memory of all jobs; started workers are warm."""
+    try:
+        engine.run([small(job) for job in jobs for _ in range(4)], lambda *_: None, lambda _: None)
+        began = time.perf_counter()
+        results = engine.run(jobs, lambda *_: None, lambda _: None)
+        seconds = time.perf_counter() - began
+        peak = peak_mb(device)
+    finally:
+        engine.close()
+    if failed := [r.report.stopped for r in results if r.report.stopped]:
+        raise RuntimeError(f"distillation stopped early: {failed[0]}")
+    return seconds, results[0].report.last_loss, peak
+
+
+def small(job: DistillJob) -> DistillJob:
+    """Return the job with one image of one class: enough to load what is loaded lazily."""
+    return replace(job, images_per_class=dict.fromkeys([*job.images_per_class][:1], 1))
+
+
+def placed(bench: Bench) -> Bench:
+    """Return the bench with its weights on its device."""
+    bench.student.to(bench.device)
+    return replace(bench, prior=bench.prior.to(bench.device))
+
+
+def scaled(case: Case, seconds: float, clients: int) -> float:
+    """Return seconds of a whole client-round."""
+    return seconds / clients / case.bench.config.iterations * case.iterations
+
+
+def peak_mb(device: torch.device) -> float:
+    """Return the largest memory so far: of the GPU, or resident of this process and its workers."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    workers = [child.pid for child in multiprocessing.active_children() if child.pid]
+    return sum(_high_water_mb(pid) for pid in [os.getpid(), *workers])
+
+
+def _high_water_mb(pid: int) -> float:
+    # Not getrusage: it remembers the process that this one was forked from.
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/{pid}/status has no VmHWM; this benchmark needs Linux")
+
+
+def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:
+    """Count one iteration's operations and measure the matmul rate."""
+    bench = placed(replace(case.bench, config=replace(case.bench.config, iterations=1)))
+    detached = replace(bench, config=replace(bench.config, gradient="detached"))
+    # The final decoding, which is not part of an iteration.
+    latents = distill_client(case.job, replace(bench, config=replace(bench.config, iterations=0)))
+    assert latents.latents is not None
+    values = latents.latents.values
+    after = counted(lambda: decode_clamped(bench.prior, values, bench))
+    engine = counted(lambda: distill_client(case.job, detached)) - after
+    reference = counted(lambda: distill_plainly(case.job, bench, 1))
+    images = bench.prior.decode(values.to(bench.device)).detach()
+    targets = latents.targets.to(bench.device)
+    start = {k: v.to(bench.device) for k, v in case.job.start.items()}
+    step = graph_bytes(student_loss(bench, case.job, 0, len(images)), start, images, targets)
+    gc.collect()
+    return Floor(
+        engine * case.iterations,
+        reference * case.iterations,
+        step / 2**20,
+        {n: matmul_gflops(n, bench.device) for n in counts},
+    )
+
+
+def counted(work: Callable[[], object]) -> float:
+    """Return the floating-point operations of ``work`` (convolutions and matrix products)."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def matmul_gflops(num_threads: int, device: torch.device, side: int = 2048) -> float:
+    """Return the best of several float32 matrix products."""
+    a = torch.rand(side, side, device=device)
+    times = []
+    with threads(num_threads):
+        for _ in range(8):
+            began = time.perf_counter()
+            product = a @ a
+            float(product[0, 0])  # waits for a GPU
+            times.append(time.perf_counter() - began)
+    return 2 * side**3 / min(times) / 1e9
+
+
+@contextmanager
+def fresh_process() -> Iterator[Callable[..., Any]]:
+    """Run functions in a new process, whose memory nothing else has touched."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        yield lambda task, *args: pool.submit(task, *args).result()
+
+
+def measure(case: Case, cores: int) -> tuple[list[Measured], Floor]:
+    """Measure every way of computing a case, one after the other."""
+    cpu = case.bench.device.type == "cpu"
+    counts = (1, cores) if cpu and cores > 1 else (1,)
+    plan: list[tuple[Callable[..., Measured], Case, Any]] = [
+        (measure_reference, case, n) for n in counts
+    ]
+    # The engine on the reference's own gradient, so that the losses must agree ...
+    plan.append((measure_serial, case, "detached"))
+    # ... and on the workload's, if that is another.
+    if (own := case.bench.config.gradient) != "detached":
+        plan.append((measure_serial, case, own))
+    ways = []
+    for task, *arguments in plan:
+        with fresh_process() as run:
+            ways.append(run(task, *arguments))
+            print(f"  {ways[-1]}", file=sys.stderr, flush=True)
+    if cpu and cores > 1:
+        with fresh_process() as run:
+            ways.append(run(measure_processes, case, "detached", cores))
+            print(f"  {ways[-1]}", file=sys.stderr, flush=True)
+    with fresh_process() as run:
+        floor: Floor = run(measure_floor, case, counts)
+    return ways, floor
+
+
+def table(case: Case, ways: list[Measured], floor: Floor) -> list[str]:
+    """Return markdown rows; ratios are from the faster of the reference's thread counts."""
+    best = min(w.seconds for w in ways if w.way == "reference")
+    plain = next(w.loss for w in ways if w.way == "reference")
+    rows = []
+    for w in ways:
+        flops = floor.reference_flops if w.way == "reference" else floor.engine_flops
+        # Exact pulls through the parameters too; its operations are not counted here.
+        counts = "exact" not in w.way
+        reached = flops / w.seconds / 1e9 / floor.gflops[w.threads]
+        rows.append(
+            f"| {case.name} | {w.way} | {w.threads} | {w.seconds:.1f} | {best / w.seconds:.2f} |"
+            f" {w.peak_mb:.0f} | {w.loss:.5f} | {100 * (w.loss / plain - 1):+.2f} % |"
+            + (f" {flops / 1e9:.0f} | {100 * reached:.0f} % |" if counts else " - | - |")
+        )
+    return rows
+
+
+HEAD = """\
+| workload | way | threads | s a client-round | times faster | peak MB | loss | from reference \
+| GFLOP | of matmul rate |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Return what the figures were measured on."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    models = [line.split(":")[1].strip() for line in info.splitlines() if "model name" in line]
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none used"
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load": f"{os.getloadavg()[0]:.1f}",
+    }
+
+
+def record(case: Case, ways: list[Measured], floor: Floor) -> dict[str, Any]:
+    """Return a case as JSON."""
+    return {
+        "workload": case.name,
+        "images": sum(case.job.images_per_class.values()),
+        "iterations": case.iterations,
+        "iterations_run": case.bench.config.iterations,
+        "student_steps": case.bench.config.student_steps,
+        "memory_budget_mb": case.bench.config.memory_budget_mb,
+        "prior": type(case.bench.prior).__name__,
+        "ways": [asdict(w) for w in ways],
+        "floor": asdict(floor),
+    }
+
+
+def disagreement(ways: list[Measured]) -> float:
+    """Return how far the detached engines' loss is from the reference's, relatively."""
+    plain = next(w.loss for w in ways if w.way == "reference")
+    apart = [abs(w.loss / plain - 1) for w in ways if "exact" not in w.way]
+    return max(apart) if all(map(math.isfinite, apart)) else math.inf
+
+
+def main() -> None:
+    """Run the benchmark; exit with 1 if a loss is not the reference's."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workloads", nargs="*", default=[], metavar="WORKLOAD")
+    parser.add_argument("--weights", default="", help="autoencoder folder, diffusers' layout")
+    parser.add_argument("--data", type=Path, help="JPEG pack of the workload's images")
+    parser.add_argument("--iterations", type=int, default=0, help="iterations that are run")
+    parser.add_argument("--budget", type=int, help="distill.memory-budget-mb")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    cases = [case for group in WORKLOADS.values() for case in group]
+    asked = [c for w in options.workloads or ["mnist5k"] for c in WORKLOADS.get(w, (w,))]
+    if unknown := sorted(set(asked) - set(cases)):
+        parser.error(f"WORKLOAD must be of {[*WORKLOADS]} or {cases}, got {unknown}")
+
+    cores = len(os.sched_getaffinity(0))
+    where = machine(options.device)
+    print(", ".join(f"{k}: {v}" for k, v in where.items()), flush=True)
+    rows, records, notes, apart = [], [], [], 0.0
+    for name in asked:
+        with threads(cores):
+            case = build_case(name, options)
+        ways, floor = measure(case, cores)
+        rows += table(case, ways, floor)
+        records.append(record(case, ways, floor))
+        apart = max(apart, disagreement(ways))
+        rates = ", ".join(f"{n} threads {g:.0f} GFLOP/s" for n, g in floor.gflops.items())
+        notes.append(
+            f"{name}: {records[-1]['images']} images, {records[-1]['prior']}, "
+            f"{case.bench.config.iterations} of {case.iterations} iterations run and scaled; "
+            f"one step's graph {floor.step_mb:.0f} MB; matmul {rates}"
+        )
+    print("\n".join([HEAD, *rows, "", *notes]))
+    if options.out:
+        whole = {"machine": where, "workloads": records}
+        options.out.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    if apart > TOLERANCE:
+        sys.exit(
+            f"a final loss is {100 * apart:.1f} % from the reference's, {TOLERANCE:.0%} allowed"
+        )
+
+
+if __name__ == "__main__":
+    main()

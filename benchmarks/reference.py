@@ -1,0 +1,137 @@
+"""One client's distillation as it was published, written to be read: what speed is measured from.
+
+One client after the other, eager, all parameters in one flat vector. Trajectory matching in two
+passes (TESLA; the gradient of the *detached* unroll): the first walks the student's steps and
+keeps where each one began, the second takes every step again and differentiates its gradient.
+Images are decoded once to look at and once more to differentiate (GLaD). It does what the authors'
+code does and none of what merely slows theirs down: no scalar loops, no new network a step.
+
+It draws the same latents, minibatches and augmentations as ``feddgm_flwr.distill`` under
+``gradient = "detached"``, so the two must agree on the loss. Hard labels only.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, one_hot
+
+from feddgm_flwr.augment import augment
+from feddgm_flwr.distill import Bench, DistillJob, minibatches
+from feddgm_flwr.params import Params
+from feddgm_flwr.seeding import derive, derive_seed
+from feddgm_flwr.synthetic import fresh_latents
+
+StudentInput = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""``student_input(images, targets, step)``: the augmented minibatch of a step."""
+
+
+def distill_plainly(job: DistillJob, bench: Bench, iterations: int) -> list[float]:
+    """Return the matching loss before each of ``iterations`` steps on the job's fresh latents."""
+    config = bench.config
+    if config.labels != "hard" or job.latents is not None:
+        raise ValueError(
+            "the reference knows hard labels and a first round only; set distill.labels"
+        )
+    rng = derive(job.seed, "latents", job.server_round, job.partition_id)
+    latents = fresh_latents(bench.prior, job.images_per_class, bench.num_classes, config, rng=rng)
+    z = latents.values.to(bench.device).requires_grad_()
+    targets = one_hot(latents.labels, bench.num_classes).to(z)
+    in_logs = config.optimizer == "adam"
+    first_lr = math.log(config.student_lr) if in_logs else config.student_lr
+    rate = torch.tensor(first_lr, device=bench.device).requires_grad_()
+    groups = [
+        {"params": [z], "lr": config.latent_lr},
+        {"params": [rate], "lr": config.student_lr_lr},
+    ]
+    optimizer = (
+        torch.optim.Adam(groups) if in_logs else torch.optim.SGD(groups, momentum=config.momentum)
+    )
+    start, target = flatten(job.start).to(bench.device), flatten(job.target).to(bench.device)
+
+    losses = []
+    for iteration in range(iterations):
+        with torch.no_grad():
+            images = bench.prior.decode(z)
+        lr = rate.detach().exp() if in_logs else rate.detach().clamp_min(1e-6)
+        student_input = minibatch_and_augmentation(bench, job, iteration, len(images))
+        loss, d_images, d_lr = two_passes(
+            bench, job.start, start, target, images, targets, lr, student_input
+        )
+        losses.append(loss)
+        (z.grad,) = torch.autograd.grad(bench.prior.decode(z), z, d_images)
+        rate.grad = d_lr * lr if in_logs else d_lr
+        optimizer.step()
+    return losses
+
+
+def two_passes(
+    bench: Bench,
+    like: Params,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    lr: Tensor,
+    student_input: StudentInput,
+) -> tuple[float, Tensor, Tensor]:
+    """Return the matching loss and its gradient in images and learning rate."""
+
+    def student_gradient(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        logits = functional_call(bench.student, unflatten(flat, like), (x,))
+        # A second-order graph in either pass, as published, though only the second needs it.
+        return torch.autograd.grad(cross_entropy(logits, y), flat, create_graph=True)[0]
+
+    images = images.detach().requires_grad_()
+    theta, gradient_sum = start, torch.zeros_like(start)
+    begins, inputs = [], []
+    for step in range(bench.config.student_steps):
+        flat = theta.detach().requires_grad_()
+        inputs.append(student_input(images, targets, step))
+        gradient = student_gradient(flat, *inputs[-1]).detach()
+        begins.append(flat)
+        gradient_sum += gradient
+        theta = theta - lr * gradient
+
+    moved = (start - target).square().sum()
+    away = 2 * (theta - target) / moved
+    d_images = torch.zeros_like(images)
+    for flat, (x, y) in zip(begins, inputs, strict=True):
+        inner = -lr * away @ student_gradient(flat, x, y)
+        d_images += torch.autograd.grad(inner, images)[0]
+    return float((theta - target).square().sum() / moved), d_images, -(gradient_sum @ away)
+
+
+def minibatch_and_augmentation(
+    bench: Bench, job: DistillJob, iteration: int, num_images: int
+) -> StudentInput:
+    """Return what a student's step sees, by the engine's own seeds."""
+    config, address = bench.config, (job.server_round, job.partition_id, iteration)
+    size = config.student_batch
+    batches: list[Tensor] = []
+    if 0 < size < num_images:
+        rng = derive(job.seed, "student-batches", *address)
+        batches = minibatches(num_images, size, config.student_steps, rng=rng)
+    base = derive_seed(job.seed, "student-augment", *address)
+
+    def student_input(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        if batches:
+            chosen = batches[step].to(images.device)
+            images, targets = images[chosen], targets[chosen]
+        rng = torch.Generator().manual_seed(base + step)
+        return augment(images, config.augment, rng=rng, siamese=True), targets
+
+    return student_input
+
+
+def flatten(params: Params) -> Tensor:
+    """Return all parameters as one vector."""
+    return torch.cat([p.flatten() for p in params.values()])
+
+
+def unflatten(flat: Tensor, like: Params) -> Params:
+    """Return ``flat`` as parameters of the shapes of ``like``."""
+    parts = torch.split(flat, [p.numel() for p in like.values()])
+    return {k: part.view_as(p) for (k, p), part in zip(like.items(), parts, strict=True)}
