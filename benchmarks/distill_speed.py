@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -318,9 +318,17 @@ def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:
 def counted(work: Callable[[], object]) -> float:
     """Return the floating-point operations of ``work`` (convolutions and matrix products)."""
     counter = FlopCounterMode(display=False)
+    # Its hooks on modules cannot bear gradients taken inside; only the sum is wanted here.
+    counter.mod_tracker = _Everywhere()  # type: ignore[assignment]
     with counter:
         work()
     return float(counter.get_total_flops())
+
+
+class _Everywhere(nullcontext[None]):
+    """A tracker of modules that knows of none."""
+
+    parents = frozenset({"Global"})
 
 
 def matmul_gflops(num_threads: int, device: torch.device, side: int = 2048) -> float:

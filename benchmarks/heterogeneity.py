@@ -32,7 +32,7 @@ from feddgm_flwr.params import load_params
 CLIENTS = 10
 GRIDS = {
     "random": [(0.05, 0.0), (0.1, 0.0), (0.2, 0.0), (0.02, 0.9), (0.05, 0.9)],
-    "prior": [(0.02, 0.0), (0.05, 0.0), (0.1, 0.0)],
+    "prior": [(0.02, 0.0), (0.05, 0.0), (0.1, 0.0), (0.2, 0.0)],
 }
 """FedAvg's start -> the client's (learning rate, momentum) that are tried."""
 

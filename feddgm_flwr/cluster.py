@@ -1,8 +1,8 @@
 """Distillation spread over a Ray cluster: the same jobs as Ray tasks, the same results.
 
-The address comes from ``RAY_ADDRESS`` or from an already initialised Ray (in simulation, the one
-that runs the clients); without either a local cluster is started. A task whose worker dies is
-started again by Ray. Knows nothing of what a job does.
+An already initialised Ray is joined (in simulation, the one that runs the clients), else the
+cluster at ``RAY_ADDRESS``, else a local one is started. A task whose worker or node dies is started
+again by Ray. Knows nothing of what a job does.
 """
 
 import os
@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from feddgm_flwr.distill import Bench, DistillJob, DistillResult, failed_result
 from feddgm_flwr.engine import ATTEMPTS, OnProgress, OnResult, run_job
+
+POLL_S = 0.5
+"""Seconds between looks at the tasks' progress."""
+
+News = tuple[int, int, int, float]
+"""Partition id, iteration, iterations, loss."""
 
 
 class RayEngine:
@@ -23,43 +30,94 @@ class RayEngine:
         self._owner = not ray.is_initialized()
         if self._owner:
             address = os.environ.get("RAY_ADDRESS")
+            # "local": without an address Ray would join any cluster that it finds running.
             ray.init(
-                address=address,
+                address=address or "local",
                 log_to_driver=False,
                 num_cpus=None if address else workers or None,
             )
-        gpus = 1 if bench.device.type == "cuda" else 0
+        self._most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._reference = ray.put(bench)
-        self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=ATTEMPTS)(_work)
+        gpus = 1 if bench.device.type == "cuda" else 0
+        # Flower's client actors hold their CPUs through the whole run, idle while the server
+        # distils: a task that asked for one there would wait for ever.
+        self._task = ray.remote(
+            num_cpus=1 if self._owner else 0,
+            num_gpus=gpus,
+            max_retries=ATTEMPTS - 1,
+            scheduling_strategy="SPREAD",
+        )(_work)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Board)
+        self._board = board.remote()
 
     def run(
         self, jobs: Sequence[DistillJob], on_progress: OnProgress, on_result: OnResult
     ) -> list[DistillResult]:
         """Distil every job."""
-        waiting = {self._task.remote(job, self._reference): i for i, job in enumerate(jobs)}
+        waiting: dict[Any, int] = {}
         results: dict[int, DistillResult] = {}
-        while waiting:
-            done, _ = ray.wait(list(waiting), timeout=None)
-            index = waiting.pop(done[0])
-            results[index] = self._get(done[0], jobs[index])
-            on_result(results[index])
+        started = 0
+        while len(results) < len(jobs):
+            while started < len(jobs) and len(waiting) < self._most:
+                task = self._task.remote(jobs[started], self._reference, self._board)
+                waiting[task] = started
+                started += 1
+            done, _ = ray.wait(list(waiting), timeout=POLL_S)
+            self._pass_on(on_progress)
+            for task in done:
+                index = waiting.pop(task)
+                results[index] = self._get(task, jobs[index])
+                on_result(results[index])
         return [results[i] for i in range(len(jobs))]
 
-    def _get(self, reference: Any, job: DistillJob) -> DistillResult:  # noqa: ANN401
+    def _pass_on(self, on_progress: OnProgress) -> None:
         try:
-            result: DistillResult = ray.get(reference)
-        except (
-            ray.exceptions.WorkerCrashedError,
-            ray.exceptions.OutOfMemoryError,
-        ) as error:
-            return failed_result(job, self._bench, f"its Ray worker died: {error}")
+            news: list[News] = ray.get(self._board.take.remote())
+        except ray.exceptions.RayActorError:
+            return  # it is being started again; only progress was lost
+        for item in news:
+            on_progress(*item)
+
+    def _get(self, task: Any, job: DistillJob) -> DistillResult:  # noqa: ANN401
+        try:
+            result: DistillResult = ray.get(task)
+        except ray.exceptions.RayTaskError:
+            raise  # a defect of the code, not of the cluster
+        except ray.exceptions.RayError as error:
+            return failed_result(job, self._bench, f"its Ray worker died {ATTEMPTS} times: {error}")
         return result
 
     def close(self) -> None:
         """Leave the cluster, if this engine joined it."""
         if self._owner:
             ray.shutdown()
+        else:
+            ray.kill(self._board)
 
 
-def _work(job: DistillJob, bench: Bench) -> DistillResult:
-    return run_job(job, bench, lambda *_: None)
+class _Board:
+    """An actor on the driver's node, on which tasks write how far they are."""
+
+    def __init__(self) -> None:
+        self._news: list[News] = []
+
+    def tell(self, item: News) -> None:
+        self._news.append(item)
+
+    def take(self) -> list[News]:
+        news, self._news = self._news, []
+        return news
+
+
+def _work(job: DistillJob, bench: Bench, board: Any) -> DistillResult:  # noqa: ANN401
+    told: list[Any] = []
+
+    def progress(iteration: int, iterations: int, loss: float) -> None:
+        # Nobody waits for the answer, so the descent does not slow down.
+        told[:] = [board.tell.remote((job.partition_id, iteration, iterations, loss))]
+
+    result = run_job(job, bench, progress)
+    # Calls arrive in order: with the last one, all are there before the result is.
+    ray.wait(told, timeout=POLL_S) if told else None
+    return result

@@ -140,3 +140,14 @@ def test_graph_bytes_grow_with_the_images_of_a_step(problem):
         return graph_bytes(step_loss, problem.start, images, problem.targets.repeat(n, 1))
 
     assert held(16) > 2 * held(4) > 4 * held(1)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_pulled_back_latent_gradient_equals_one_graph_through_the_generator(problem, exact):
+    decode = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Unflatten(1, (1, 3, 3))).double()
+    latents = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    problem.images = decode(latents)
+    loss = problem.unrolled(problem.images, problem.targets, problem.lr, detached=not exact)
+    (whole,) = torch.autograd.grad(loss, latents, retain_graph=True)
+    (pulled,) = torch.autograd.grad(problem.images, latents, problem.ours(exact=exact).images)
+    torch.testing.assert_close(pulled, whole)
