@@ -383,8 +383,9 @@ class BaselineConfig:
 
     proximal_mu: float = 0.01
     """fedprox: weight of the proximal term."""
-    server_lr: float = 1.0
-    """fedavgm, fedadam, fedyogi, fedadagrad: step of the server's optimiser."""
+    server_lr: float = 0.0
+    """fedavgm, fedadam, fedyogi, fedadagrad: step of the server's optimiser; 0 is Flower's own
+    default (1, 0.1, 0.01 and 0.1)."""
     server_momentum: float = 0.9
     """fedavgm."""
     adaptivity: float = 1e-3
@@ -396,7 +397,16 @@ class BaselineConfig:
 
     def __post_init__(self) -> None:
         _check(self.proximal_mu >= 0, "baseline.proximal-mu", self.proximal_mu, ">= 0")
-        _check(self.server_lr > 0, "baseline.server-lr", self.server_lr, "greater than 0")
+        _check(self.server_lr >= 0, "baseline.server-lr", self.server_lr, ">= 0")
+        _check(
+            0 <= self.server_momentum < 1,
+            "baseline.server-momentum",
+            self.server_momentum,
+            "in [0, 1)",
+        )
+        _check(self.adaptivity > 0, "baseline.adaptivity", self.adaptivity, "greater than 0")
+        _check(0 <= self.trim < 0.5, "baseline.trim", self.trim, "in [0, 0.5)")
+        _check(self.malicious >= 0, "baseline.malicious", self.malicious, ">= 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,7 +199,7 @@ def test_a_word_that_is_none_of_the_choices_is_refused_with_them(key):
         ("server.node-wait-s", 0.0),
         ("server.round-timeout-s", -1.0),
         ("baseline.proximal-mu", -0.1),
-        ("baseline.server-lr", 0.0),
+        ("baseline.server-lr", -1.0),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_key_value_and_remedy(key, value):

@@ -39,17 +39,19 @@ from feddgm_flwr.params import Params
 
 def build_baseline(name: str, config: BaselineConfig) -> "FlowerArithmetic":
     """Return Flower's strategy ``name`` with the settings it knows."""
+    # 0 leaves the step at Flower's own default, which differs between strategies.
+    eta: dict[str, Any] = {"eta": config.server_lr} if config.server_lr else {}
     # Their names for records and for the weight are ours too, by default.
     makers: dict[str, Callable[[], FedAvg]] = {
         "fedavg": FedAvg,
         "fedprox": lambda: FedProx(proximal_mu=config.proximal_mu),
         "fedavgm": lambda: FedAvgM(
-            server_learning_rate=config.server_lr,
+            server_learning_rate=config.server_lr or 1.0,
             server_momentum=config.server_momentum,
         ),
-        "fedadam": lambda: FedAdam(eta=config.server_lr, tau=config.adaptivity),
-        "fedyogi": lambda: FedYogi(eta=config.server_lr, tau=config.adaptivity),
-        "fedadagrad": lambda: FedAdagrad(eta=config.server_lr, tau=config.adaptivity),
+        "fedadam": lambda: FedAdam(**eta, tau=config.adaptivity),
+        "fedyogi": lambda: FedYogi(**eta, tau=config.adaptivity),
+        "fedadagrad": lambda: FedAdagrad(**eta, tau=config.adaptivity),
         "fedmedian": FedMedian,
         "fedtrimmedavg": lambda: FedTrimmedAvg(beta=config.trim),
         "krum": lambda: Krum(num_malicious_nodes=config.malicious),
