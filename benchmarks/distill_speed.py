@@ -58,12 +58,12 @@ WORKLOADS = {
     "imagenette-128": ("imagenette-128",),
 }
 """Name on the command line -> cases."""
-ITERATIONS = {"mnist5k": 30, "cifar-paper-3": 2, "cifar-paper-5": 2, "imagenette-128": 2}
+ITERATIONS = {"mnist5k": 10, "cifar-paper-3": 2, "cifar-paper-5": 2, "imagenette-128": 2}
 """Case -> iterations that are run, unless --iterations says otherwise."""
 BUDGET_MB = {"cifar-paper-3": 512, "cifar-paper-5": 512, "imagenette-128": 2048}
 """Case -> ``distill.memory-budget-mb``; 0 where not named."""
-LOCAL_IMAGES = 512
-"""Images that the client of a paper workload trains on, one epoch."""
+LOCAL_IMAGES = {32: 512, 128: 64}
+"""Side in pixels -> images that the client of a paper workload trains on, one epoch."""
 CLIENTS = 10
 """Clients of mnist5k, of which the median one is distilled."""
 TOLERANCE = 0.02
@@ -98,7 +98,8 @@ class Measured:
     seconds
         A client-round, scaled to all of its iterations.
     peak_mb
-        Largest resident memory, all processes added; on CUDA the device's.
+        Largest resident memory, all processes added, so that what they share (torch's own code)
+        counts once for each; on CUDA the device's.
     loss
         Matching loss at the last iteration that was run.
     """
@@ -187,18 +188,19 @@ def paper_case(name: str, options: argparse.Namespace) -> Case:
 def random_images(spec: ImageSpec) -> tuple[Tensor, Tensor]:
     """Return noise; it costs what pictures cost."""
     rng = derive(0, "noise")
-    shape = (LOCAL_IMAGES, spec.channels, spec.size, spec.size)
-    return torch.rand(shape, generator=rng), torch.arange(LOCAL_IMAGES) % spec.num_classes
+    count = LOCAL_IMAGES[spec.size]
+    shape = (count, spec.channels, spec.size, spec.size)
+    return torch.rand(shape, generator=rng), torch.arange(count) % spec.num_classes
 
 
 def read_pack(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
-    """Return the first training images of a JPEG pack, evenly spaced."""
+    """Return a few training images of a JPEG pack, evenly spaced."""
     from PIL import Image
 
     pack = np.load(path)
     streams, ends = pack["jpeg"], pack["offsets"]
     train_part = np.flatnonzero(~pack["test"].astype(bool))
-    picked = train_part[np.linspace(0, len(train_part) - 1, LOCAL_IMAGES).astype(int)]
+    picked = train_part[np.linspace(0, len(train_part) - 1, LOCAL_IMAGES[spec.size]).astype(int)]
     pictures = []
     for i in picked:
         stream = io.BytesIO(streams[ends[i] : ends[i + 1]].tobytes())

@@ -36,7 +36,8 @@ class RayEngine:
                 log_to_driver=False,
                 num_cpus=None if address else workers or None,
             )
-        self._most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self._most = workers or max(1, int(cluster.get("CPU", 1)))
         self._reference = ray.put(bench)
         gpus = 1 if bench.device.type == "cuda" else 0
         # Flower's client actors hold their CPUs through the whole run, idle while the server
@@ -47,9 +48,10 @@ class RayEngine:
             max_retries=ATTEMPTS - 1,
             scheduling_strategy="SPREAD",
         )(_work)
+        # On the node that asks, so that it lives as long as who reads it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Board)
-        self._board = board.remote()
+        board: Any = ray.remote(_Board)
+        self._board = board.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
     def run(
         self, jobs: Sequence[DistillJob], on_progress: OnProgress, on_result: OnResult
