@@ -176,11 +176,11 @@ class GlobalModelConfig(TrainConfig):
     """Passes over the union, each round; training goes on from the last round's weights."""
     prior_epochs: int = 5
     """Passes over samples of the prior when it teaches the models alone (start and control)."""
-    lr: float = 0.01
+    lr: float = 0.03
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 64
-    augment: str = "color_crop_cutout_scale_rotate"
+    augment: str = ""
 
     def __post_init__(self) -> None:
         _check_train("global-model", self)
