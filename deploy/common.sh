@@ -69,6 +69,12 @@ print(*(s.getsockname()[1] for s in sockets))
 PY
 }
 
+# ask ARGUMENTS...: flwr, cut short: a call that meets a server in the middle of its start may never
+# be answered.
+ask() {
+  timeout 15 flwr "$@"
+}
+
 # wait_for SECONDS WHAT COMMAND...: until the command succeeds.
 wait_for() {
   local seconds=$1 what=$2 end
@@ -103,7 +109,8 @@ run_and_follow() {
   flwr log "$run" feddgm --stream || true
   status=unknown
   until [[ $status == finished:* ]]; do
-    status=$(flwr list feddgm --run-id "$run" --format json | json 'd["runs"][0]["status"]')
+    status=$(ask list feddgm --run-id "$run" --format json | json 'd["runs"][0]["status"]') ||
+      status=unknown
     [[ $status == finished:* ]] || sleep 2
   done
   echo "run $run $status"

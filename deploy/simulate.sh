@@ -8,7 +8,7 @@
 set -euo pipefail
 
 if (($# < 2)); then
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 WORK=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -28,13 +28,33 @@ address = "127.0.0.1:$CONTROL"
 insecure = true
 TOML
 
-# Ray gives its own servers 30 s to start, which is short for a disk that has not read them yet.
-cat "$(python -c 'import importlib.util as u; print(u.find_spec("ray").submodule_search_locations[0])')"/core/src/ray/{gcs/gcs_server,raylet/raylet} >/dev/null
+# Ray gives its own servers 30 s to start, a fixed time: too short for a disk that has not read them
+# yet or a machine that is busy. So it is started here, where a second try costs no run.
+start_ray() {
+  local port client_port attempt ray
+  for attempt in 1 2 3; do
+    read -r port client_port <<<"$(free_ports 2)"
+    start "$WORK/ray.log" ray start --head --block --node-ip-address=127.0.0.1 --port="$port" \
+      --ray-client-server-port="$client_port" --include-dashboard=false --temp-dir="$RAY_TMPDIR/ray"
+    ray=$!
+    while kill -0 "$ray" 2>/dev/null; do
+      if grep -q "now block forever" "$WORK/ray.log"; then
+        export RAY_ADDRESS=127.0.0.1:$port
+        return 0
+      fi
+      sleep 0.2
+    done
+    echo "Ray did not start (try $attempt of 3)" >&2
+  done
+  tail -n 40 "$WORK/ray.log" "$RAY_TMPDIR"/ray/session_latest/logs/{gcs_server,raylet}.* >&2 || true
+  return 1
+}
 
 cd "$WORK/cwd"
+[[ -n ${RAY_ADDRESS:-} ]] || start_ray
 start "$WORK/superlink.log" flower-superlink --insecure --simulation \
   --control-api-address "127.0.0.1:$CONTROL" --serverappio-api-address "127.0.0.1:$APPIO"
-wait_for 60 "the SuperLink" flwr list feddgm --format json
+wait_for 60 "the SuperLink" ask list feddgm --format json
 
 run_and_follow --federation-config \
   "num-supernodes=$CLIENTS client-resources-num-cpus=${CLIENT_CPUS:-1} client-resources-num-gpus=${CLIENT_GPUS:-0.0}"

@@ -26,7 +26,52 @@ class RayEngine:
     """Each job a Ray task; the bench is put into the object store once."""
 
     def __init__(self, bench: Bench, *, workers: int) -> None:
-        self._bench = bench
+        self._bench, self._workers = bench, workers
+        self._crew: _Crew | None = None
+
+    def run(
+        self, jobs: Sequence[DistillJob], on_progress: OnProgress, on_result: OnResult
+    ) -> list[DistillResult]:
+        """Distil every job."""
+        # Not before the first jobs: a simulation's own Ray is running by then, and is joined.
+        self._crew = crew = self._crew or _Crew(self._bench, self._workers)
+        waiting: dict[Any, int] = {}
+        results: dict[int, DistillResult] = {}
+        started = 0
+        while len(results) < len(jobs):
+            while started < len(jobs) and len(waiting) < crew.most:
+                task = crew.start(jobs[started])
+                waiting[task] = started
+                started += 1
+            done, _ = ray.wait(list(waiting), timeout=POLL_S)
+            for item in crew.news():
+                on_progress(*item)
+            for task in done:
+                index = waiting.pop(task)
+                results[index] = self._get(task, jobs[index])
+                on_result(results[index])
+        return [results[i] for i in range(len(jobs))]
+
+    def _get(self, task: Any, job: DistillJob) -> DistillResult:  # noqa: ANN401
+        try:
+            result: DistillResult = ray.get(task)
+        except ray.exceptions.RayTaskError:
+            raise  # a defect of the code, not of the cluster
+        except ray.exceptions.RayError as error:
+            return failed_result(job, self._bench, f"its Ray worker died {ATTEMPTS} times: {error}")
+        return result
+
+    def close(self) -> None:
+        """Leave the cluster, if this engine joined it."""
+        if self._crew is not None:
+            self._crew.leave()
+            self._crew = None
+
+
+class _Crew:
+    """What an engine holds in a cluster: the bench, the task and the board for its progress."""
+
+    def __init__(self, bench: Bench, workers: int) -> None:
         self._owner = not ray.is_initialized()
         if self._owner:
             address = os.environ.get("RAY_ADDRESS")
@@ -37,7 +82,7 @@ class RayEngine:
                 num_cpus=None if address else workers or None,
             )
         cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self._most = workers or max(1, int(cluster.get("CPU", 1)))
+        self.most = workers or max(1, int(cluster.get("CPU", 1)))
         self._reference = ray.put(bench)
         gpus = 1 if bench.device.type == "cuda" else 0
         # Flower's client actors hold their CPUs through the whole run, idle while the server
@@ -53,45 +98,17 @@ class RayEngine:
         board: Any = ray.remote(_Board)
         self._board = board.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
-    def run(
-        self, jobs: Sequence[DistillJob], on_progress: OnProgress, on_result: OnResult
-    ) -> list[DistillResult]:
-        """Distil every job."""
-        waiting: dict[Any, int] = {}
-        results: dict[int, DistillResult] = {}
-        started = 0
-        while len(results) < len(jobs):
-            while started < len(jobs) and len(waiting) < self._most:
-                task = self._task.remote(jobs[started], self._reference, self._board)
-                waiting[task] = started
-                started += 1
-            done, _ = ray.wait(list(waiting), timeout=POLL_S)
-            self._pass_on(on_progress)
-            for task in done:
-                index = waiting.pop(task)
-                results[index] = self._get(task, jobs[index])
-                on_result(results[index])
-        return [results[i] for i in range(len(jobs))]
+    def start(self, job: DistillJob) -> Any:  # noqa: ANN401
+        return self._task.remote(job, self._reference, self._board)
 
-    def _pass_on(self, on_progress: OnProgress) -> None:
+    def news(self) -> list[News]:
         try:
             news: list[News] = ray.get(self._board.take.remote())
         except ray.exceptions.RayActorError:
-            return  # it is being started again; only progress was lost
-        for item in news:
-            on_progress(*item)
+            return []  # it is being started again; only progress was lost
+        return news
 
-    def _get(self, task: Any, job: DistillJob) -> DistillResult:  # noqa: ANN401
-        try:
-            result: DistillResult = ray.get(task)
-        except ray.exceptions.RayTaskError:
-            raise  # a defect of the code, not of the cluster
-        except ray.exceptions.RayError as error:
-            return failed_result(job, self._bench, f"its Ray worker died {ATTEMPTS} times: {error}")
-        return result
-
-    def close(self) -> None:
-        """Leave the cluster, if this engine joined it."""
+    def leave(self) -> None:
         if self._owner:
             ray.shutdown()
         else:
