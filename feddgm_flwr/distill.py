@@ -14,21 +14,18 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from feddgm_flwr.augment import augment
 from feddgm_flwr.config import DistillConfig
+from feddgm_flwr.convnet import ConvNetStudent
 from feddgm_flwr.generators import Prior
 from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.matching import (
-    MatchingGradients,
-    StepLoss,
-    graph_bytes,
-    matching_gradients,
-)
+from feddgm_flwr.matching import MatchingGradients, StepInput, matching_gradients
+from feddgm_flwr.models import ConvNet
 from feddgm_flwr.params import Params
 from feddgm_flwr.seeding import derive, derive_seed
+from feddgm_flwr.student import AutogradStudent, Student
 from feddgm_flwr.synthetic import Latents, extend_latents, fresh_latents
 
 Progress = Callable[[int, int, float], None]
@@ -144,6 +141,7 @@ def distill_client(
     start = {k: v.to(device) for k, v in job.start.items()}
     target = {k: v.to(device) for k, v in job.target.items()}
 
+    student = student_of(bench.student)
     variables = _Variables(latents, config, bench.num_classes, device)
     losses: list[float] = []
     stopped = ""
@@ -152,12 +150,13 @@ def distill_client(
     for iteration in range(iterations):
         images = bench.prior.decode(variables.values)
         targets = variables.targets()
-        step_loss = student_loss(bench, job, iteration, len(images))
+        step_input = student_input(bench, job, iteration, len(images))
         if config.memory_budget_mb and iteration == 0:
-            step_bytes = graph_bytes(step_loss, start, images, targets)
-            kept_steps = config.memory_budget_mb * 2**20 // step_bytes
+            _, trace = student.step(start, *step_input(images, targets, 0), keep=True)
+            kept_steps = config.memory_budget_mb * 2**20 // trace.nbytes
         gradients = matching_gradients(
-            step_loss,
+            student,
+            step_input,
             start,
             target,
             images,
@@ -184,8 +183,13 @@ def distill_client(
     return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
 
 
-def student_loss(bench: Bench, job: DistillJob, iteration: int, num_images: int) -> StepLoss:
-    """Return the student's loss at each step: a minibatch, augmented, under cross-entropy."""
+def student_of(module: nn.Module) -> Student:
+    """Return how ``module`` is differentiated: the ConvNet in closed form, any other by torch."""
+    return ConvNetStudent(module) if isinstance(module, ConvNet) else AutogradStudent(module)
+
+
+def student_input(bench: Bench, job: DistillJob, iteration: int, num_images: int) -> StepInput:
+    """Return what the student sees at each step: a minibatch, augmented."""
     config = bench.config
     address = (job.server_round, job.partition_id, iteration)
     batch = config.student_batch
@@ -201,16 +205,16 @@ def student_loss(bench: Bench, job: DistillJob, iteration: int, num_images: int)
     )
     base = derive_seed(job.seed, "student-augment", *address)
 
-    def loss(params: Params, images: Tensor, targets: Tensor, step: int) -> Tensor:
+    def seen(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         if batches is not None:
             chosen = batches[step].to(images.device)
             images, targets = images[chosen], targets[chosen]
         if config.augment:
             rng = torch.Generator().manual_seed(base + step)
             images = augment(images, config.augment, rng=rng, siamese=True)
-        return cross_entropy(functional_call(bench.student, params, (images,)), targets)
+        return images, targets
 
-    return loss
+    return seen
 
 
 def minibatches(n: int, size: int, steps: int, *, rng: torch.Generator) -> list[Tensor]:

@@ -180,9 +180,10 @@ class ProcessEngine:
                 return
 
     def close(self) -> None:
-        """Stop the workers."""
+        """Stop the workers, after the job that each may be at."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            # Waited for: a process that ends before its pool has told the workers hangs for ever.
+            self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
 
@@ -191,6 +192,7 @@ _worker: tuple[Bench, "multiprocessing.Queue[tuple[int, int, int, float]]"] | No
 
 def _init_worker(bench: Bench, news: "multiprocessing.Queue[tuple[int, int, int, float]]") -> None:
     global _worker
+    news.cancel_join_thread()  # nobody may be left to read progress
     _worker = bench, news
 
 

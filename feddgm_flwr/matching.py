@@ -13,14 +13,15 @@ sweep over the steps, with lambda_N = dL/d theta_N::
     lambda_i = lambda_{i+1} - eta H_i lambda_{i+1}     (exact: through the whole unroll)
     lambda_i = lambda_{i+1}                            (detached: TESLA, as the authors' code)
 
-The two gradients differ in that one line. Every step has a graph of its own, so a step's graph
-may be kept (fast) or made again when the sweep arrives (bounded memory) without changing a bit.
+The two gradients differ in that one line. Every step has a trace of its own, which may be kept
+(fast) or made again when the sweep arrives (bounded memory) without changing a bit.
 
-Knows nothing of clients, latents, augmentation or Flower. Axes: ``n`` images, ``k`` classes,
+Knows nothing of clients, latents, augmentation or Flower, nor how a student differentiates itself
+(``student``). Axes: ``n`` images, ``k`` classes,
 ``c h w`` one image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +29,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from feddgm_flwr.params import Params, squared_distance
+from feddgm_flwr.student import Student, Trace
 
-StepLoss = Callable[[Params, Tensor, Tensor, int], Tensor]
-"""``step_loss(params, images, targets, step)``: the student's scalar loss at a step. It must be
-deterministic, since a step may be evaluated twice."""
+StepInput = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""``step_input(images, targets, step)``: what the student sees at a step, differentiable. It must
+be deterministic, since a step may be evaluated twice."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def endpoint_distance(student: Params, start: Params, target: Params) -> Float[T
 
 
 def matching_gradients(
-    step_loss: StepLoss,
+    student: Student,
+    step_input: StepInput,
     start: Params,
     target: Params,
     images: Float[Tensor, "n c h w"],
@@ -88,75 +91,36 @@ def matching_gradients(
     exact
         Differentiate through the whole unroll, or hold each step's start constant.
     kept_steps
-        Keep the graphs of this many last steps and make the others again; None keeps all.
+        Keep the traces of this many last steps and make the others again; None keeps all.
     """
     x = images.detach().requires_grad_()
     y = targets.detach().requires_grad_()
-    first_kept = 0 if kept_steps is None else max(0, steps - kept_steps)
+    first_kept = 0 if kept_steps is None else steps - kept_steps
 
-    points = [{name: p.detach() for name, p in start.items()}]
-    kept: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+    at = {name: p.detach() for name, p in start.items()}
+    walked: list[tuple[Trace, tuple[Tensor, Tensor] | None]] = []
     for step in range(steps):
-        leaves, grads = _step_gradient(step_loss, points[-1], x, y, step, step >= first_kept)
-        if step >= first_kept:
-            kept[step] = leaves, grads
-        step_down = torch._foreach_mul(_detached(grads), lr)
-        moved = torch._foreach_sub(_detached(leaves), step_down)
-        points.append(dict(zip(start, moved, strict=True)))
+        keep = step >= first_kept
+        seen = step_input(x, y, step)
+        gradient, trace = student.step(at, *seen, keep=keep)
+        walked.append((trace, seen if keep else None))
+        moved = torch._foreach_sub(list(at.values()), torch._foreach_mul(gradient, lr))
+        at = dict(zip(at, moved, strict=True))
 
-    end = points.pop()
-    loss = endpoint_distance(end, start, target)
+    loss = endpoint_distance(at, start, target)
     scale = 2 / squared_distance(start, target)
-    adjoint = torch._foreach_mul([end[k] - target[k] for k in start], scale)  # lambda_N
+    adjoint = torch._foreach_mul([at[k] - target[k] for k in start], scale)  # lambda_N
 
-    d_images, d_targets, d_lr = (
-        torch.zeros_like(x),
-        torch.zeros_like(y),
-        torch.zeros_like(lr),
-    )
+    d_images, d_targets, d_lr = (torch.zeros_like(t) for t in (x, y, lr))
     for step in reversed(range(steps)):
-        leaves, grads = (
-            kept.pop(step)
-            if step in kept
-            else _step_gradient(step_loss, points[step], x, y, step, True)
-        )
-        d_lr -= sum(
-            torch.vdot(g.detach().flatten(), v.flatten())
-            for g, v in zip(grads, adjoint, strict=True)
-        )
-        into_params = leaves if exact and step > 0 else []
-        pulled = torch.autograd.grad(
-            grads, [x, y, *into_params], grad_outputs=torch._foreach_mul(adjoint, -lr)
-        )
-        d_images += pulled[0]
-        d_targets += pulled[1]
-        if into_params:
-            adjoint = torch._foreach_add(adjoint, list(pulled[2:]))
+        trace, kept = walked.pop()
+        seen = kept or step_input(x, y, step)
+        through = exact and step > 0
+        pulled = trace.pull(torch._foreach_mul(adjoint, -lr), through=through)
+        dx, dy = torch.autograd.grad(seen, (x, y), (pulled.images, pulled.targets))
+        d_images += dx
+        d_targets += dy
+        d_lr += pulled.slope / lr
+        if through and pulled.params is not None:
+            adjoint = torch._foreach_add(adjoint, pulled.params)
     return MatchingGradients(loss, d_images, d_targets, d_lr)
-
-
-def graph_bytes(step_loss: StepLoss, start: Params, images: Tensor, targets: Tensor) -> int:
-    """Return the bytes that one step's graph holds on to, counted on a step that is made."""
-    held: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    x, y = images.detach().requires_grad_(), targets.detach().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _step_gradient(step_loss, start, x, y, 0, True)
-    return max(1, sum(held.values()))
-
-
-def _step_gradient(
-    step_loss: StepLoss, point: Params, x: Tensor, y: Tensor, step: int, graph: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the step's own parameter leaves and g_i, with its graph or without."""
-    leaves = [p.requires_grad_() for p in _detached([*point.values()])]
-    loss = step_loss(dict(zip(point, leaves, strict=True)), x, y, step)
-    return leaves, list(torch.autograd.grad(loss, leaves, create_graph=graph))
-
-
-def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.detach() for t in tensors]

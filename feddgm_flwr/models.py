@@ -38,48 +38,63 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
-def build_surrogate(config: SurrogateConfig, spec: ImageSpec) -> nn.Module:
-    """Return the ConvNet of the dataset-distillation literature.
+class ConvNet(nn.Sequential):
+    """The ConvNet of the dataset-distillation literature.
 
     Blocks of 3x3 convolution, normalisation, ReLU and average pooling by two, then one
     linear layer. It is named ``classifier``, has a bias and sees only non-negative
-    features: ``ownership`` relies on all three.
+    features: ``ownership`` relies on all three; ``convnet`` on the whole design.
+
+    Attributes
+    ----------
+    groups
+        Of the group norm in each block; 0 without norm.
+    """
+
+    normalize: Normalize
+
+    def __init__(self, config: SurrogateConfig, spec: ImageSpec) -> None:
+        self.depth, self.width = config.depth, config.width
+        match config.norm:
+            case "instance":
+                self.groups = self.width
+            case "group":
+                self.groups = math.gcd(self.width, max(1, self.width // 8))
+            case "none":
+                self.groups = 0
+        layers: OrderedDict[str, nn.Module] = OrderedDict(normalize=Normalize(spec))
+        channels = spec.channels
+        for index in range(self.depth):
+            layers[f"block{index + 1}"] = self._block(channels)
+            channels = self.width
+        layers["flatten"] = nn.Flatten()
+        layers["classifier"] = nn.Linear(
+            channels * (spec.size >> self.depth) ** 2, spec.num_classes
+        )
+        super().__init__(layers)
+
+    def _block(self, channels: int) -> nn.Sequential:
+        norm = [nn.GroupNorm(self.groups, self.width)] if self.groups else []
+        return nn.Sequential(
+            nn.Conv2d(channels, self.width, 3, padding=1), *norm, nn.ReLU(), nn.AvgPool2d(2)
+        )
+
+
+def build_surrogate(config: SurrogateConfig, spec: ImageSpec) -> ConvNet:
+    """Return the surrogate.
 
     Raises
     ------
     ValueError
         The blocks would halve the image to nothing.
     """
-    side = spec.size >> config.depth
-    if side < 1:
+    if spec.size >> config.depth < 1:
         most = int(math.log2(spec.size))
         raise ValueError(
             f"surrogate.depth must be at most {most} for images of {spec.size} pixels, "
             f"got {config.depth}; lower it with -c"
         )
-    layers: OrderedDict[str, nn.Module] = OrderedDict(normalize=Normalize(spec))
-    channels = spec.channels
-    for index in range(config.depth):
-        layers[f"block{index + 1}"] = _block(channels, config)
-        channels = config.width
-    layers["flatten"] = nn.Flatten()
-    layers["classifier"] = nn.Linear(channels * side**2, spec.num_classes)
-    return nn.Sequential(layers)
-
-
-def _block(channels: int, config: SurrogateConfig) -> nn.Sequential:
-    width = config.width
-    norm: list[nn.Module] = []
-    match config.norm:
-        case "instance":
-            norm = [nn.GroupNorm(width, width)]
-        case "group":
-            norm = [nn.GroupNorm(math.gcd(width, max(1, width // 8)), width)]
-        case "none":
-            pass
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1), *norm, nn.ReLU(), nn.AvgPool2d(2)
-    )
+    return ConvNet(config, spec)
 
 
 def build_global_model(name: str, spec: ImageSpec, surrogate: SurrogateConfig) -> nn.Module:

@@ -1,0 +1,118 @@
+"""A student's second derivatives: in closed form as by autograd, kept or not."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from feddgm_flwr import convnet
+from feddgm_flwr.config import SurrogateConfig
+from feddgm_flwr.convnet import ConvNetStudent
+from feddgm_flwr.distill import student_of
+from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.models import build_surrogate
+from feddgm_flwr.params import params_of
+from feddgm_flwr.student import AutogradStudent
+
+
+class Case:
+    """A ConvNet at a random point, random images, soft targets and a direction."""
+
+    def __init__(self, depth=2, width=8, norm="instance", channels=1, side=9, n=5):
+        torch.manual_seed(depth + width + side)
+        spec = ImageSpec(
+            channels, side, ("a", "b", "c"), (0.4,) * channels, (0.3,) * channels, flip=False
+        )
+        config = SurrogateConfig(depth=depth, width=width, norm=norm)
+        self.net = build_surrogate(config, spec).double()
+        self.params = {k: p + 0.1 * torch.randn_like(p) for k, p in params_of(self.net).items()}
+        self.images = torch.rand(n, channels, side, side, dtype=torch.float64)
+        self.targets = torch.rand(n, 3, dtype=torch.float64)  # rows need not sum to one
+        self.direction = [torch.randn_like(p) for p in self.params.values()]
+
+    def step(self, student, *, keep=True):
+        return student.step(self.params, self.images, self.targets, keep=keep)
+
+
+def assert_same(a, b):
+    """Gradient and all derivatives along the direction agree."""
+    (gradient_a, pulled_a), (gradient_b, pulled_b) = a, b
+    pairs = [*zip(gradient_a, gradient_b, strict=True)]
+    pairs += [(getattr(pulled_a, k), getattr(pulled_b, k)) for k in ("slope", "images", "targets")]
+    pairs += zip(pulled_a.params, pulled_b.params, strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs)
+
+
+def differentiated(case, student, **kwargs):
+    gradient, trace = case.step(student, **kwargs)
+    return gradient, trace.pull(case.direction, through=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    depth=st.integers(1, 3),
+    width=st.sampled_from([1, 3, 16, 32]),
+    norm=st.sampled_from(["instance", "group", "none"]),
+    channels=st.sampled_from([1, 3]),
+    side=st.integers(8, 15),
+    n=st.integers(1, 7),
+)
+def test_closed_form_equals_autograd(depth, width, norm, channels, side, n):
+    case = Case(depth, width, norm, channels, side, n)
+    closed = differentiated(case, ConvNetStudent(case.net))
+    assert_same(closed, differentiated(case, AutogradStudent(case.net)))
+
+
+def test_autograd_student_has_the_gradient_of_the_mean_cross_entropy():
+    case = Case()
+    leaves = {k: p.clone().requires_grad_() for k, p in case.params.items()}
+    loss = cross_entropy(functional_call(case.net, leaves, (case.images,)), case.targets)
+    gradient, trace = case.step(AutogradStudent(case.net))
+    for mine, theirs in zip(gradient, torch.autograd.grad(loss, leaves.values()), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    slope = sum((g * v).sum() for g, v in zip(gradient, case.direction, strict=True))
+    torch.testing.assert_close(trace.pull(case.direction, through=False).slope, slope)
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "none"])
+@pytest.mark.parametrize("per_chunk", [1, 2])
+def test_a_few_images_at_a_time_are_all_of_them(norm, per_chunk, monkeypatch):
+    case = Case(norm=norm)
+    whole = differentiated(case, ConvNetStudent(case.net))
+    monkeypatch.setattr(convnet, "CACHE_BYTES", per_chunk * 8 * 9 * 9 * 8)
+    assert_same(whole, differentiated(case, ConvNetStudent(case.net)))
+
+
+@pytest.mark.parametrize("kind", [ConvNetStudent, AutogradStudent])
+def test_a_trace_that_was_not_kept_gives_the_same_bits(kind):
+    case = Case()
+    kept, again = (differentiated(case, kind(case.net), keep=keep) for keep in (True, False))
+    for a, b in zip(kept[0] + kept[1].params, again[0] + again[1].params, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(kept[1].images, again[1].images)
+
+
+@pytest.mark.parametrize("kind", [ConvNetStudent, AutogradStudent])
+def test_kept_bytes_grow_with_the_images(kind):
+    def held(n, *, keep=True):
+        case = Case(n=n)
+        return case.step(kind(case.net), keep=keep)[1].nbytes
+
+    assert held(16) > 2 * held(4) > 4 * held(1) > 0
+    assert held(16, keep=False) == 0
+
+
+@pytest.mark.parametrize("kind", [ConvNetStudent, AutogradStudent])
+def test_what_is_not_asked_for_is_not_computed(kind):
+    case = Case()
+    _, trace = case.step(kind(case.net))
+    assert trace.pull(case.direction, through=False).params is None
+
+
+def test_the_surrogate_is_differentiated_in_closed_form_and_others_by_torch():
+    case = Case()
+    assert isinstance(student_of(case.net), ConvNetStudent)
+    assert isinstance(student_of(torch.nn.Flatten()), AutogradStudent)
