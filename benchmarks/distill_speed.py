@@ -25,6 +25,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -67,7 +68,7 @@ WORKLOADS = {
 """Name on the command line -> cases."""
 ITERATIONS = {"mnist5k": 30, "cifar-paper-3": 2, "cifar-paper-5": 2, "imagenette-128": 2}
 """Case -> iterations that are run, unless --iterations says otherwise."""
-BUDGET_MB = {"cifar-paper-3": 512, "cifar-paper-5": 512, "imagenette-128": 2048}
+BUDGET_MB = {"cifar-paper-3": 300, "cifar-paper-5": 300, "imagenette-128": 500}
 """Case -> ``distill.memory-budget-mb``; 0 where not named."""
 LOCAL_IMAGES = {32: 512, 128: 64}
 """Side in pixels -> images that the client of a paper workload trains on, one epoch."""
@@ -105,8 +106,7 @@ class Measured:
     seconds
         A client-round, scaled to all of its iterations.
     peak_mb
-        Largest resident memory, all processes added, so that what they share (torch's own code)
-        counts once for each; on CUDA the device's.
+        Largest memory of all processes (``PeakMemory``); on CUDA the device's.
     loss
         Matching loss at the last iteration that was run.
     """
@@ -229,11 +229,11 @@ def measure_reference(case: Case, num_threads: int) -> Measured:
     bench = placed(case.bench)
     with threads(num_threads):
         distill_plainly(small(case.job), bench, 1)
-        began = time.perf_counter()
-        losses = distill_plainly(case.job, bench, bench.config.iterations)
-        seconds = time.perf_counter() - began
-    peak = peak_mb(bench.device)
-    return Measured("reference", num_threads, 1, scaled(case, seconds, 1), peak, losses[-1])
+        with PeakMemory(bench.device) as peak:
+            began = time.perf_counter()
+            losses = distill_plainly(case.job, bench, bench.config.iterations)
+            seconds = time.perf_counter() - began
+    return Measured("reference", num_threads, 1, scaled(case, seconds, 1), peak.mb, losses[-1])
 
 
 def measure_serial(case: Case, gradient: Gradient) -> Measured:
@@ -259,15 +259,15 @@ def measure_engine(
     """Return seconds, the last loss and the peak memory of all jobs; started workers are warm."""
     try:
         engine.run([small(job) for job in jobs for _ in range(4)], lambda *_: None, lambda _: None)
-        began = time.perf_counter()
-        results = engine.run(jobs, lambda *_: None, lambda _: None)
-        seconds = time.perf_counter() - began
-        peak = peak_mb(device)
+        with PeakMemory(device) as peak:
+            began = time.perf_counter()
+            results = engine.run(jobs, lambda *_: None, lambda _: None)
+            seconds = time.perf_counter() - began
     finally:
         engine.close()
     if failed := [r.report.stopped for r in results if r.report.stopped]:
         raise RuntimeError(f"distillation stopped early: {failed[0]}")
-    return seconds, results[0].report.last_loss, peak
+    return seconds, results[0].report.last_loss, peak.mb
 
 
 def small(job: DistillJob) -> DistillJob:
@@ -286,20 +286,41 @@ def scaled(case: Case, seconds: float, clients: int) -> float:
     return seconds / clients / case.bench.config.iterations * case.iterations
 
 
-def peak_mb(device: torch.device) -> float:
-    """Return the largest memory so far: of the GPU, or resident of this process and its workers."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    workers = [child.pid for child in multiprocessing.active_children() if child.pid]
-    return sum(_high_water_mb(pid) for pid in [os.getpid(), *workers])
+class PeakMemory:
+    """Watches the memory of this process and its workers, or of the GPU, inside a ``with``.
+
+    Proportional set size: pages that processes share, torch's own code above all, count once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self.mb = 0.0
+
+    def __enter__(self) -> "PeakMemory":
+        if not self._cuda:
+            self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda:
+            self.mb = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            self._done.set()
+            self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.1):
+            workers = [child.pid for child in multiprocessing.active_children() if child.pid]
+            self.mb = max(self.mb, sum(_resident_mb(pid) for pid in [os.getpid(), *workers]))
 
 
-def _high_water_mb(pid: int) -> float:
-    # Not getrusage: it remembers the process that this one was forked from.
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
+def _resident_mb(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/{pid}/status has no VmHWM; this benchmark needs Linux")
+    raise RuntimeError(f"/proc/{pid}/smaps_rollup has no Pss; this benchmark needs Linux")
 
 
 def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:

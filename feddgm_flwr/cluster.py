@@ -1,8 +1,8 @@
 """Distillation spread over a Ray cluster: the same jobs as Ray tasks, the same results.
 
 An already initialised Ray is joined (in simulation, the one that runs the clients), else the
-cluster at ``RAY_ADDRESS``, else a local one is started. A task whose worker or node dies is started
-again by Ray. Knows nothing of what a job does.
+cluster at the given address or ``RAY_ADDRESS``, else a local one is started. A task whose worker or
+node dies is started again by Ray. Knows nothing of what a job does.
 """
 
 import os
@@ -23,10 +23,21 @@ News = tuple[int, int, int, float]
 
 
 class RayEngine:
-    """Each job a Ray task; the bench is put into the object store once."""
+    """Each job a Ray task; the bench is put into the object store once.
 
-    def __init__(self, bench: Bench, *, workers: int) -> None:
-        self._bench, self._workers = bench, workers
+    Parameters
+    ----------
+    workers
+        Tasks at a time; 0 is one a CPU of the cluster.
+    address
+        ``HOST:PORT`` of a cluster; "" as the module says.
+    gpus
+        That a task takes, where the bench is on CUDA.
+    """
+
+    def __init__(self, bench: Bench, *, workers: int, address: str = "", gpus: float = 1.0) -> None:
+        self._bench, self._workers, self._address = bench, workers, address
+        self._gpus = gpus if bench.device.type == "cuda" else 0.0
         self._crew: _Crew | None = None
 
     def run(
@@ -34,7 +45,9 @@ class RayEngine:
     ) -> list[DistillResult]:
         """Distil every job."""
         # Not before the first jobs: a simulation's own Ray is running by then, and is joined.
-        self._crew = crew = self._crew or _Crew(self._bench, self._workers)
+        self._crew = crew = self._crew or _Crew(
+            self._bench, self._workers, self._address, self._gpus
+        )
         waiting: dict[Any, int] = {}
         results: dict[int, DistillResult] = {}
         started = 0
@@ -71,20 +84,25 @@ class RayEngine:
 class _Crew:
     """What an engine holds in a cluster: the bench, the task and the board for its progress."""
 
-    def __init__(self, bench: Bench, workers: int) -> None:
+    def __init__(self, bench: Bench, workers: int, address: str, gpus: float) -> None:
         self._owner = not ray.is_initialized()
         if self._owner:
-            address = os.environ.get("RAY_ADDRESS")
+            address = address or os.environ.get("RAY_ADDRESS", "")
             # "local": without an address Ray would join any cluster that it finds running.
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
                 num_cpus=None if address else workers or None,
             )
+        elif address and address != (joined := ray.get_runtime_context().gcs_address):
+            raise ValueError(
+                f"distill.ray-address = {address!r} is not the Ray that this process has joined, "
+                f"{joined}; leave it empty, or start the simulation with RAY_ADDRESS={address}"
+            )
         cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self.most = workers or max(1, int(cluster.get("CPU", 1)))
+        free = cluster.get("GPU", 0) / gpus if gpus else cluster.get("CPU", 1)
+        self.most = workers or max(1, int(free))
         self._reference = ray.put(bench)
-        gpus = 1 if bench.device.type == "cuda" else 0
         # Flower's client actors hold their CPUs through the whole run, idle while the server
         # distils: a task that asked for one there would wait for ever.
         self._task = ray.remote(

@@ -213,7 +213,7 @@ class GeneratorConfig:
     """Decode at this multiple of the image size, then average down (2 suits 32-pixel images
     under a photographic autoencoder)."""
     chunk: int = 32
-    """Images decoded at a time where gradients are not needed."""
+    """Images decoded at a time."""
 
     def __post_init__(self) -> None:
         _check(
@@ -279,11 +279,19 @@ class DistillConfig:
     stop_tolerance: float = 0.0
     """Stop a client when its loss fell by less than this fraction over 5 iterations; 0 never."""
     memory_budget_mb: int = 0
-    """Bound on the unroll's kept activations; steps beyond it are recomputed. 0 is unbounded."""
+    """Bound on what a client's unroll keeps; steps beyond it, and the decoder's graph, are computed
+    again. 0 is unbounded."""
     engine: Literal["serial", "processes", "ray"] = "processes"
     """Where clients are distilled: in this process, in a pool of processes, as Ray tasks."""
     workers: int = 0
     """Parallel workers; 0 is one a CPU core (or one a GPU)."""
+    ray_address: str = ""
+    """`HOST:PORT` of the Ray cluster under `engine = "ray"`; empty joins the one that runs a
+    simulation's clients, else that of the environment's `RAY_ADDRESS`, else starts one here."""
+    ray_gpus: float = 1.0
+    """GPUs that a Ray task takes where the server computes on CUDA; 0.5 puts two on one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the student's convolutions; `bfloat16` rounds what goes in and adds up in float32."""
     device: str = "auto"
     """As `client.device`, for everything that the server computes."""
 
@@ -301,6 +309,7 @@ class DistillConfig:
             "stop_tolerance",
             "memory_budget_mb",
             "workers",
+            "ray_gpus",
         ):
             value = getattr(self, name)
             _check(value >= 0, f"distill.{name.replace('_', '-')}", value, ">= 0")

@@ -23,7 +23,6 @@ positions of a layer's map, ``k`` classes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,16 +36,6 @@ CACHE_BYTES = 4 * 2**20
 """Size of the first layer's map up to which images are taken together on a CPU (measured)."""
 
 _ops = torch.ops.aten
-_adjoint = partial(
-    _ops.convolution_backward,
-    bias_sizes=None,
-    stride=[1, 1],
-    padding=[1, 1],
-    dilation=[1, 1],
-    transposed=False,
-    output_padding=[0, 0],
-    groups=1,
-)
 
 
 @dataclass(frozen=True)
@@ -66,25 +55,75 @@ class _Weights:
     head_bias: Tensor
 
 
-class ConvNetStudent:
-    """``models.ConvNet`` under mean cross-entropy, without autograd."""
+class _Convolution:
+    """A 3x3 convolution and its adjoints, of operands rounded to ``precision``."""
 
-    def __init__(self, net: ConvNet) -> None:
+    def __init__(self, precision: torch.dtype | None) -> None:
+        self._precision = precision
+
+    def _rounded(self, t: Tensor) -> Tensor:
+        return t if self._precision is None else t.to(self._precision)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return weight * x + bias."""
+        x_, weight_, bias_ = (self._rounded(t) for t in (x, weight, bias))
+        return torch.conv2d(x_, weight_, bias_, padding=1).to(x.dtype)
+
+    def back(self, d_a: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        """Return the adjoint in the input."""
+        return self._adjoint(d_a, like, weight, 0)
+
+    def weight_gradient(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], weight: Tensor
+    ) -> Tensor:
+        """Return the adjoint in the weight, summed over pairs of input and output."""
+        x, d_a = (t[0] if len(t) == 1 else torch.cat(list(t)) for t in (inputs, outputs))
+        return self._adjoint(d_a, x, weight, 1)
+
+    def _adjoint(self, d_a: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
+        ones = [1, 1]
+        wanted = [which == 0, which == 1, False]
+        operands = (self._rounded(t) for t in (d_a, x, weight))
+        adjoints = _ops.convolution_backward(
+            *operands, None, ones, ones, ones, False, [0, 0], 1, wanted
+        )
+        adjoint: Tensor = adjoints[which]
+        return adjoint.to(d_a.dtype)
+
+
+class ConvNetStudent:
+    """``models.ConvNet`` under mean cross-entropy, without autograd.
+
+    Parameters
+    ----------
+    precision
+        What convolutions round their operands to; they add up in float32.
+    """
+
+    def __init__(self, net: ConvNet, precision: torch.dtype | None = None) -> None:
         self._net = net
+        self._convolution = _Convolution(precision)
 
     def step(
         self, params: Params, images: Tensor, targets: Tensor, *, keep: bool
     ) -> tuple[list[Tensor], Trace]:
         """Return g and its trace."""
-        trace = _StepTrace(self._net, params, images.detach(), targets.detach())
+        trace = _StepTrace(self._net, self._convolution, params, images.detach(), targets.detach())
         return trace.evaluate(keep=keep), trace
 
 
 class _StepTrace:
     """A step's trace, a few images at a time."""
 
-    def __init__(self, net: ConvNet, params: Params, images: Tensor, targets: Tensor) -> None:
-        self._net = net
+    def __init__(
+        self,
+        net: ConvNet,
+        convolution: _Convolution,
+        params: Params,
+        images: Tensor,
+        targets: Tensor,
+    ) -> None:
+        self._net, self._convolution = net, convolution
         self._at = _weights(net, list(params.values()))
         self._parts = list(_chunks(net, images, targets))
         self._total = len(images)
@@ -99,7 +138,7 @@ class _StepTrace:
     def evaluate(self, *, keep: bool) -> list[Tensor]:
         gradient: list[Tensor] = []
         for images, targets in self._parts:
-            part = _Backprop(self._net, self._at, images, targets, self._total)
+            part = self._backprop(images, targets)
             gradient = _plus(gradient, part.gradient())
             if keep:
                 self._kept.append(part)
@@ -111,17 +150,16 @@ class _StepTrace:
         slope, params = torch.zeros_like(direction[0].flatten()[0]), list[Tensor]()
         d_images, d_targets = [], []
         for images, targets in self._parts:
-            part = (
-                self._kept.pop(0)
-                if self._kept
-                else _Backprop(self._net, self._at, images, targets, self._total)
-            )
+            part = self._kept.pop(0) if self._kept else self._backprop(images, targets)
             pulled = part.pull(along, through=through)
             slope = slope + pulled.slope
             d_images.append(pulled.images)
             d_targets.append(pulled.targets)
             params = _plus(params, pulled.params or [])
         return Pulled(slope, torch.cat(d_images), torch.cat(d_targets), params if through else None)
+
+    def _backprop(self, images: Tensor, targets: Tensor) -> "_Backprop":
+        return _Backprop(self._net, self._convolution, self._at, images, targets, self._total)
 
 
 class _Backprop:
@@ -132,14 +170,21 @@ class _Backprop:
     """
 
     def __init__(
-        self, net: ConvNet, at: _Weights, images: Tensor, targets: Tensor, total: int
+        self,
+        net: ConvNet,
+        convolution: _Convolution,
+        at: _Weights,
+        images: Tensor,
+        targets: Tensor,
+        total: int,
     ) -> None:
+        self._convolution = convolution
         self._at, self._std, self._targets, self._total = at, net.normalize.std, targets, total
         h = _channels_last((images - net.normalize.mean) / self._std)
         self._inputs: list[Tensor] = []
         self._blocks: list[_NormedBlock | _PlainBlock] = []
         for layer in at.blocks:
-            block = _block(_convolve(h, layer.weight, layer.bias), layer, net.groups)
+            block = _block(convolution.forward(h, layer.weight, layer.bias), layer, net.groups)
             self._inputs.append(h)
             self._blocks.append(block)
             h = block.pooled
@@ -156,7 +201,7 @@ class _Backprop:
             d_a = self._blocks[i].backward(d_p)
             self._d_maps.insert(0, d_a)
             if i:
-                d_p = _convolve_back(d_a, at.blocks[i].weight, self._inputs[i])
+                d_p = convolution.back(d_a, at.blocks[i].weight, self._inputs[i])
 
     @property
     def nbytes(self) -> int:
@@ -169,7 +214,7 @@ class _Backprop:
         for h, d_a, block, layer in zip(
             self._inputs, self._d_maps, self._blocks, self._at.blocks, strict=True
         ):
-            d_weight = _weight_gradient([h], [d_a], layer.weight)
+            d_weight = self._convolution.weight_gradient([h], [d_a], layer.weight)
             parts += [d_weight, block.bias_gradient(d_a), *block.affine_gradient()]
         return [*parts, self._d_logits.t() @ self._features, self._d_logits.sum(0)]
 
@@ -184,10 +229,10 @@ class _Backprop:
             # a_dot = v_W * h + W * h_dot + v_b
             dots.append(h_dot)
             if h_dot is None:
-                a_dot = _convolve(h, along.weight, along.bias)
+                a_dot = self._convolution.forward(h, along.weight, along.bias)
             else:
                 both = torch.cat([along.weight, layer.weight], 1)
-                a_dot = _convolve(torch.cat([h, h_dot], 1), both, along.bias)
+                a_dot = self._convolution.forward(torch.cat([h, h_dot], 1), both, along.bias)
             h_dot = block.forward_dot(a_dot, along)
         assert h_dot is not None
         f_dot = h_dot.flatten(1)
@@ -211,13 +256,13 @@ class _Backprop:
             d_a_dot = block.backward_dot(d_p_dot)
             if through:
                 ins, outs = ([h], [d_a_dot]) if h_dot is None else ([h_dot, h], [d_a, d_a_dot])
-                d_weight = _weight_gradient(ins, outs, weights[0])
+                d_weight = self._convolution.weight_gradient(ins, outs, weights[0])
                 d_affine = block.affine_gradient_dot()
                 params = [d_weight, block.bias_gradient(d_a_dot), *d_affine, *params]
             # d_h_dot = W^T * d_a_dot + v_W^T * d_a
             if i:
                 joined = torch.cat([d_a_dot, d_a], 1)
-                d_p_dot = _convolve_back(joined, torch.cat(weights, 0), h)
+                d_p_dot = self._convolution.back(joined, torch.cat(weights, 0), h)
         d_images = _convolve_back_to_images([d_a_dot, d_a], weights) / self._std
         return Pulled(slope, d_images, d_targets, params)
 
@@ -385,23 +430,6 @@ def _unpool(d_p: Tensor, like: Tensor) -> Tensor:
     """Return the adjoint of avg_pool2d(., 2)."""
     out: Tensor = _ops.avg_pool2d_backward(d_p, like, [2, 2], [2, 2], [0, 0], False, True, None)
     return out
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.conv2d(x, weight, bias, padding=1)
-
-
-def _convolve_back(d_a: Tensor, weight: Tensor, like: Tensor) -> Tensor:
-    """Return the adjoint of a convolution in its input."""
-    d_x: Tensor = _adjoint(d_a, like, weight, output_mask=[True, False, False])[0]
-    return d_x
-
-
-def _weight_gradient(inputs: list[Tensor], outputs: list[Tensor], weight: Tensor) -> Tensor:
-    """Return the sum of the adjoints of convolutions in their weight."""
-    x, d_a = (t[0] if len(t) == 1 else torch.cat(t) for t in (inputs, outputs))
-    d_weight: Tensor = _adjoint(d_a, x, weight, output_mask=[False, True, False])[1]
-    return d_weight
 
 
 def _convolve_back_to_images(d_maps: list[Tensor], weights: list[Tensor]) -> Tensor:

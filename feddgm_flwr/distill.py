@@ -41,7 +41,7 @@ class Bench:
     student
         The surrogate's architecture; its own weights are never read.
     chunk
-        Images decoded at a time where no gradient is needed.
+        Images decoded at a time.
     """
 
     student: nn.Module
@@ -141,19 +141,21 @@ def distill_client(
     start = {k: v.to(device) for k, v in job.start.items()}
     target = {k: v.to(device) for k, v in job.target.items()}
 
-    student = student_of(bench.student)
+    student = student_of(bench.student, config.precision)
     variables = _Variables(latents, config, bench.num_classes, device)
     losses: list[float] = []
     stopped = ""
+    budget = config.memory_budget_mb * 2**20
     kept_steps: int | None = None
     best = latents
     for iteration in range(iterations):
-        images = bench.prior.decode(variables.values)
-        targets = variables.targets()
+        decoded = _Decoded(bench.prior, variables.values, bench.chunk, keep=not budget)
+        images, targets = decoded.images, variables.targets()
         step_input = student_input(bench, job, iteration, len(images))
-        if config.memory_budget_mb and iteration == 0:
+        if budget and iteration == 0:
             _, trace = student.step(start, *step_input(images, targets, 0), keep=True)
-            kept_steps = config.memory_budget_mb * 2**20 // trace.nbytes
+            kept_steps = budget // trace.nbytes
+            del trace
         gradients = matching_gradients(
             student,
             step_input,
@@ -172,7 +174,7 @@ def distill_client(
             break
         losses.append(loss)
         best = variables.latents(latents.labels)
-        variables.step(images, targets, gradients)
+        variables.step(decoded.pull(gradients.images), targets, gradients)
         if progress:
             progress(iteration + 1, iterations, loss)
         if converged(losses, config.stop_tolerance):
@@ -183,9 +185,11 @@ def distill_client(
     return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
 
 
-def student_of(module: nn.Module) -> Student:
+def student_of(module: nn.Module, precision: str = "float32") -> Student:
     """Return how ``module`` is differentiated: the ConvNet in closed form, any other by torch."""
-    return ConvNetStudent(module) if isinstance(module, ConvNet) else AutogradStudent(module)
+    if isinstance(module, ConvNet):
+        return ConvNetStudent(module, None if precision == "float32" else torch.bfloat16)
+    return AutogradStudent(module)
 
 
 def student_input(bench: Bench, job: DistillJob, iteration: int, num_images: int) -> StepInput:
@@ -235,6 +239,30 @@ def converged(losses: list[float], tolerance: float, window: int = 5) -> bool:
     return now > before * (1 - tolerance)
 
 
+class _Decoded:
+    """The latents' images, ``chunk`` at a time, and the way back to the latents.
+
+    Without ``keep`` no graph waits for the way back; images are decoded once more there.
+    """
+
+    def __init__(self, prior: Prior, values: Tensor, chunk: int, *, keep: bool) -> None:
+        self._prior = prior
+        self._parts = [p.detach().requires_grad_(keep) for p in torch.split(values, chunk)]
+        self._graphs = [prior.decode(part) for part in self._parts]
+        self.images = torch.cat([image.detach() for image in self._graphs])
+        if not keep:
+            self._graphs = []
+
+    def pull(self, d_images: Tensor) -> Tensor:
+        """Return the gradient in the latents of that in the images."""
+        pulled: list[Tensor] = []
+        for i, d_part in enumerate(torch.split(d_images, len(self._parts[0]))):
+            part = self._parts[i].requires_grad_()
+            image = self._graphs[i] if self._graphs else self._prior.decode(part)
+            pulled += torch.autograd.grad(image, part, d_part)
+        return torch.cat(pulled)
+
+
 class _Variables:
     """The tensors being optimised and their optimiser."""
 
@@ -277,9 +305,9 @@ class _Variables:
         """Return class probabilities, with a graph where they are learned."""
         return self._hard if self._logits is None else self._logits.softmax(1)
 
-    def step(self, images: Tensor, targets: Tensor, grads: MatchingGradients) -> None:
-        """Pull image and label gradients back to the variables and descend."""
-        (self.values.grad,) = torch.autograd.grad(images, self.values, grads.images)
+    def step(self, d_values: Tensor, targets: Tensor, grads: MatchingGradients) -> None:
+        """Descend, the label gradient pulled back to the logits."""
+        self.values.grad = d_values
         if self._logits is not None:
             (self._logits.grad,) = torch.autograd.grad(targets, self._logits, grads.targets)
         self._lr.grad = grads.lr * self.student_lr() if self._log else grads.lr

@@ -61,7 +61,12 @@ def build_engine(config: DistillConfig, bench: Bench) -> Engine:
         case "ray":
             from feddgm_flwr.cluster import RayEngine
 
-            return RayEngine(bench, workers=config.workers)
+            return RayEngine(
+                bench,
+                workers=config.workers,
+                address=config.ray_address,
+                gpus=config.ray_gpus,
+            )
 
 
 def default_workers(device: torch.device) -> int:

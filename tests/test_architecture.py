@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "feddgm_flwr"
 
 CORE = (
-    *("algorithm", "distill", "matching", "augment", "synthetic", "training"),
+    *("algorithm", "distill", "matching", "student", "convnet", "augment", "synthetic", "training"),
     *("evaluation", "params", "models", "images", "seeding", "engine", "ownership"),
 )
 """The core, by module name under the package."""

@@ -202,6 +202,8 @@ class Decoder(nn.Module):
         self.register_buffer("std", std)
         self.channels, self.factor = _latent_channels(model), _upsampling(model)
         self.out_channels = int(model.config.out_channels)
+        # Half as much time again as channels first, on a CPU.
+        self.to(memory_format=torch.channels_last)
         self.eval()
 
     def enter(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
@@ -217,6 +219,7 @@ class Decoder(nn.Module):
     def forward(self, values: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         """Return images in (about) [0, 1]."""
         x = values if self.first else values * self.std + self.mean
+        x = x.contiguous(memory_format=torch.channels_last)
         for block in self.rest:
             x = block(x)
         return x
