@@ -66,7 +66,7 @@ WORKLOADS = {
     "imagenette-128": ("imagenette-128",),
 }
 """Name on the command line -> cases."""
-ITERATIONS = {"mnist5k": 30, "cifar-paper-3": 2, "cifar-paper-5": 2, "imagenette-128": 2}
+ITERATIONS = {"mnist5k": 30, "cifar-paper-3": 3, "cifar-paper-5": 3, "imagenette-128": 2}
 """Case -> iterations that are run, unless --iterations says otherwise."""
 BUDGET_MB = {"cifar-paper-3": 300, "cifar-paper-5": 300, "imagenette-128": 500}
 """Case -> ``distill.memory-budget-mb``; 0 where not named."""
@@ -79,6 +79,7 @@ TOLERANCE = 0.02
 
 
 Gradient = Literal["exact", "detached"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def paper_case(name: str, options: argparse.Namespace) -> Case:
     per_class = dict.fromkeys(range(10), config.distill.images_per_class)
     job = DistillJob(0, 1, 0, start, params_of(model), per_class, None)
     prior = build_prior(config.generator, spec)
-    chunk = config.generator.chunk
+    chunk = 8 if options.device.type == "cpu" else 64
     bench = Bench(model, prior, config.distill, spec, chunk, options.device)
     return Case(name, bench, job, config.distill.iterations)
 
@@ -236,11 +237,13 @@ def measure_reference(case: Case, num_threads: int) -> Measured:
     return Measured("reference", num_threads, 1, scaled(case, seconds, 1), peak.mb, losses[-1])
 
 
-def measure_serial(case: Case, gradient: Gradient) -> Measured:
+def measure_serial(case: Case, gradient: Gradient, precision: Precision = "float32") -> Measured:
     """Run the serial engine, on one thread, on one client."""
-    bench = placed(replace(case.bench, config=replace(case.bench.config, gradient=gradient)))
+    config = replace(case.bench.config, gradient=gradient, precision=precision)
+    bench = placed(replace(case.bench, config=config))
     seconds, loss, peak = measure_engine(SerialEngine(bench), [case.job], bench.device)
-    return Measured(f"serial, {gradient}", 1, 1, scaled(case, seconds, 1), peak, loss)
+    way = f"serial, {gradient}" + ("" if precision == "float32" else f", {precision}")
+    return Measured(way, 1, 1, scaled(case, seconds, 1), peak, loss)
 
 
 def measure_processes(case: Case, gradient: Gradient, workers: int) -> Measured:
@@ -311,7 +314,7 @@ class PeakMemory:
             self._watcher.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(0.1):
+        while not self._done.wait(0.5):
             workers = [child.pid for child in multiprocessing.active_children() if child.pid]
             self.mb = max(self.mb, sum(_resident_mb(pid) for pid in [os.getpid(), *workers]))
 
@@ -405,14 +408,13 @@ def measure(case: Case, cores: int) -> tuple[list[Measured], Floor]:
     """Measure every way of computing a case, one after the other."""
     cpu = case.bench.device.type == "cpu"
     counts = (1, cores) if cpu and cores > 1 else (1,)
-    plan: list[tuple[Callable[..., Measured], Case, Any]] = [
-        (measure_reference, case, n) for n in counts
-    ]
+    plan: list[tuple[Any, ...]] = [(measure_reference, case, n) for n in counts]
     # The engine on the reference's own gradient, so that the losses must agree ...
     plan.append((measure_serial, case, "detached"))
     # ... and on the workload's, if that is another.
     if (own := case.bench.config.gradient) != "detached":
         plan.append((measure_serial, case, own))
+    plan.append((measure_serial, case, "detached", "bfloat16"))
     ways = []
     for task, *arguments in plan:
         with fresh_process() as run:
@@ -498,7 +500,7 @@ def disagreement(ways: list[Measured]) -> float:
     return max(
         max(w.loss / max(plain) - 1, 1 - w.loss / min(plain), 0.0)
         for w in ways
-        if "detached" in w.way
+        if "detached" in w.way and "bfloat16" not in w.way
     )
 
 

@@ -27,6 +27,8 @@ from feddgm_flwr.params import load_params, params_of, weighted_mean
 from feddgm_flwr.seeding import derive
 from feddgm_flwr.training import train
 
+CPU = torch.device("cpu")
+
 
 @cache
 def client_sets(data: DataConfig, clients: int, seed: int) -> list[ImageSet]:
@@ -37,11 +39,11 @@ def client_sets(data: DataConfig, clients: int, seed: int) -> list[ImageSet]:
     ]
 
 
-def build_setting(config: RunConfig) -> Setting:
+def build_setting(config: RunConfig, device: torch.device = CPU) -> Setting:
     """Return the run's fixed parts, as the ServerApp builds them."""
-    spec, device = spec_of(config.data), torch.device("cpu")
+    spec = spec_of(config.data)
     surrogate = build_surrogate(config.surrogate, spec)
-    prior = build_prior(config.generator, spec)
+    prior = build_prior(config.generator, spec).to(device)
     bench = Bench(surrogate, prior, config.distill, spec, config.generator.chunk, device)
     models = {
         n: build_global_model(n, spec, config.surrogate) for n in config.global_model.name_list
@@ -93,12 +95,12 @@ def local_update(
     setting: Setting, state: ServerState, data: ImageSet, partition_id: int, number: int
 ) -> ClientUpdate:
     """Train one client, as the ClientApp does."""
-    config = setting.config
+    config, device = setting.config, setting.device
     load_params(setting.surrogate, state.surrogate)
     train(
-        setting.surrogate,
-        data.images,
-        data.labels,
+        setting.surrogate.to(device),
+        data.images.to(device),
+        data.labels.to(device),
         config.client,
         rng=derive(config.seed, "client", number, partition_id),
         anchor=state.surrogate,
@@ -107,7 +109,8 @@ def local_update(
     counts = None
     if config.client.share_label_counts:
         counts = tuple(torch.bincount(data.labels, minlength=setting.spec.num_classes).tolist())
-    return ClientUpdate(partition_id, params_of(setting.surrogate), len(data), counts)
+    reply = params_of(setting.surrogate.to(CPU))
+    return ClientUpdate(partition_id, reply, len(data), counts)
 
 
 def accuracies(setting: Setting, state: ServerState, test: ImageSet) -> dict[str, float]:

@@ -18,7 +18,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 python "$APP/deploy/merge_config.py" "$WORK/run.toml" "$@"
 
-read -r CONTROL APPIO <<<"$(free_ports 2)"
+read -r CONTROL APPIO GCS RAY_CLIENT <<<"$(free_ports 4)"
 cat >"$FLWR_HOME/config.toml" <<TOML
 [superlink]
 default = "feddgm"
@@ -30,18 +30,18 @@ TOML
 
 # Ray gives its own servers 30 s to start, a fixed time: too short for a disk that has not read them
 # yet or a machine that is busy. So it is started here, where a second try costs no run.
-start_ray() {
-  local port client_port attempt ray
+launch_ray() {
+  start "$WORK/ray.log" ray start --head --block --node-ip-address=127.0.0.1 --port="$GCS" \
+    --ray-client-server-port="$RAY_CLIENT" --include-dashboard=false --temp-dir="$RAY_TMPDIR/ray"
+  RAY_PID=$!
+}
+
+wait_for_ray() {
+  local attempt
   for attempt in 1 2 3; do
-    read -r port client_port <<<"$(free_ports 2)"
-    start "$WORK/ray.log" ray start --head --block --node-ip-address=127.0.0.1 --port="$port" \
-      --ray-client-server-port="$client_port" --include-dashboard=false --temp-dir="$RAY_TMPDIR/ray"
-    ray=$!
-    while kill -0 "$ray" 2>/dev/null; do
-      if grep -q "now block forever" "$WORK/ray.log"; then
-        export RAY_ADDRESS=127.0.0.1:$port
-        return 0
-      fi
+    ((attempt == 1)) || launch_ray
+    while kill -0 "$RAY_PID" 2>/dev/null; do
+      ! grep -q "now block forever" "$WORK/ray.log" || return 0
       sleep 0.2
     done
     echo "Ray did not start (try $attempt of 3)" >&2
@@ -51,10 +51,16 @@ start_ray() {
 }
 
 cd "$WORK/cwd"
-[[ -n ${RAY_ADDRESS:-} ]] || start_ray
+OWN_RAY=
+if [[ -z ${RAY_ADDRESS:-} ]]; then
+  OWN_RAY=yes
+  export RAY_ADDRESS=127.0.0.1:$GCS
+  launch_ray
+fi
 start "$WORK/superlink.log" flower-superlink --insecure --simulation \
   --control-api-address "127.0.0.1:$CONTROL" --serverappio-api-address "127.0.0.1:$APPIO"
 wait_for 60 "the SuperLink" ask list feddgm --format json
+[[ -z $OWN_RAY ]] || wait_for_ray
 
 run_and_follow --federation-config \
   "num-supernodes=$CLIENTS client-resources-num-cpus=${CLIENT_CPUS:-1} client-resources-num-gpus=${CLIENT_GPUS:-0.0}"

@@ -212,8 +212,8 @@ class GeneratorConfig:
     image_scale: int = 1
     """Decode at this multiple of the image size, then average down (2 suits 32-pixel images
     under a photographic autoencoder)."""
-    chunk: int = 32
-    """Images decoded at a time."""
+    chunk: int = 16
+    """Images decoded at a time; more suit a GPU, and take more memory."""
 
     def __post_init__(self) -> None:
         _check(

@@ -141,7 +141,7 @@ def distill_client(
     start = {k: v.to(device) for k, v in job.start.items()}
     target = {k: v.to(device) for k, v in job.target.items()}
 
-    student = student_of(bench.student, config.precision)
+    student = student_of(bench.student.to(device), config.precision)
     variables = _Variables(latents, config, bench.num_classes, device)
     losses: list[float] = []
     stopped = ""

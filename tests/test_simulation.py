@@ -1,5 +1,6 @@
 """The real thing: `flwr run` in simulation, and deployed over gRPC with TLS and node keys."""
 
+import gc
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def deploy(script, folder, *overrides):
+def deploy(script, folder, *overrides, env=None):
     """Run a script of deploy/ with two clients; return its exit code, output and results."""
     said = [f'out-dir="{folder / "run"}"', *overrides]
     command = ["bash", str(ROOT / "deploy" / script), str(folder / "work"), "2"]
@@ -21,7 +22,7 @@ def deploy(script, folder, *overrides):
     with subprocess.Popen(
         command,
         cwd=folder,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -42,8 +43,27 @@ def numbers(result):
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
-    # The server's distillation joins the Ray that runs the clients.
-    return deploy("simulate.sh", tmp_path_factory.mktemp("simulated"), 'distill.engine="ray"')
+    import ray
+    from ray.cluster_utils import Cluster
+
+    # Each client on a node of its own; the server's distillation joins the same cluster.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
+        try:
+            cluster.add_node(num_cpus=1)
+            yield deploy(
+                "simulate.sh",
+                tmp_path_factory.mktemp("simulated"),
+                'distill.engine="ray"',
+                env={"RAY_ADDRESS": cluster.address},
+            )
+        finally:
+            cluster.shutdown()
+            gc.collect()
+            ray.shutdown()
 
 
 @pytest.mark.slow

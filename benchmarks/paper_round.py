@@ -1,0 +1,108 @@
+"""One whole round at the paper's size, phase by phase, on a GPU or in small on a CPU.
+
+Claim: docs/speed.md. CIFAR-10, Dirichlet 0.1, the authors' settings (``recipe = "paper"``): local
+training of all clients, distillation client by client, the surrogate's and the global model's
+training on the union. Prints a table and writes JSON: seconds of each phase and of each client's
+distillation, peak memory, accuracies, the machine.
+
+    python benchmarks/paper_round.py DATA.npz --weights FOLDER [--device cuda] [--clients 10]
+        [--set key=value ...] [--out FILE.json]
+
+DATA.npz is what ``unpack_images.py`` makes of a CIFAR-10 pack; FOLDER holds an autoencoder in
+diffusers' layout. ``--set`` changes any setting: ``distill.precision=bfloat16``, or
+``distill.iterations=2`` for a trial.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from distill_speed import PeakMemory, machine
+from inprocess import accuracies, build_setting, client_sets, local_update
+
+from feddgm_flwr.algorithm import apply_round, init_state
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.data.datasets import load
+
+CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the run's settings, ``--set`` last."""
+    said: dict[str, Any] = {
+        "recipe": "paper",
+        "data.name": "npz",
+        "data.root": str(options.data.resolve()),
+        "data.class-names": CLASSES,
+        "data.channels": 3,
+        "data.image-size": 32,
+        "data.alpha": 0.1,
+        "generator.kind": "autoencoder",
+        "generator.path": options.weights,
+        "generator.image-scale": 2,
+        "distill.engine": "serial",
+        "global-model.names": "resnet18",
+    }
+    for pair in options.set:
+        key, _, value = pair.partition("=")
+        try:
+            said[key] = json.loads(value)
+        except json.JSONDecodeError:
+            said[key] = value
+    return said
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    config = RunConfig.from_run_config(settings(options))
+    setting = build_setting(config, options.device)
+    state = init_state(setting, emit=lambda kind, **fields: None)
+    owned = client_sets(config.data, options.clients, config.seed)
+    seconds: dict[str, float] = {}
+    clients: list[dict[str, Any]] = []
+
+    def hear(kind: str, **fields: Any) -> None:  # noqa: ANN401
+        if kind == "distilled":
+            clients.append(fields)
+            print(f"client {fields['partition_id']}: {fields['seconds']:.1f} s", flush=True)
+        if kind == "trained":
+            seconds[f"training of {fields['model']}"] = fields["seconds"]
+
+    with PeakMemory(options.device) as peak:
+        began = time.perf_counter()
+        updates = [local_update(setting, state, data, i, 1) for i, data in enumerate(owned)]
+        seconds["local training, all clients"] = time.perf_counter() - began
+        began = time.perf_counter()
+        state, _ = apply_round(state, updates, setting, emit=hear)
+        seconds["the server's round"] = time.perf_counter() - began
+        seconds["distillation, all clients"] = sum(c["seconds"] for c in clients)
+    print("\n".join(["| phase | seconds |", "|---|---|"]))
+    print("\n".join(f"| {phase} | {s:.1f} |" for phase, s in seconds.items()))
+    scores = accuracies(setting, state, load(config.data, "test"))
+    print(f"peak memory {peak.mb:.0f} MB; test accuracy {scores}")
+    if options.out:
+        whole = {
+            "machine": machine(options.device),
+            "distill": asdict(config.distill),
+            "seconds": seconds,
+            "clients": clients,
+            "peak_mb": peak.mb,
+            "accuracy": scores,
+        }
+        options.out.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
