@@ -66,9 +66,9 @@ WORKLOADS = {
     "imagenette-128": ("imagenette-128",),
 }
 """Name on the command line -> cases."""
-ITERATIONS = {"mnist5k": 30, "cifar-paper-3": 3, "cifar-paper-5": 3, "imagenette-128": 2}
+ITERATIONS = {"mnist5k": 30, "cifar-paper-3": 2, "cifar-paper-5": 2, "imagenette-128": 2}
 """Case -> iterations that are run, unless --iterations says otherwise."""
-BUDGET_MB = {"cifar-paper-3": 300, "cifar-paper-5": 300, "imagenette-128": 500}
+BUDGET_MB = {"cifar-paper-3": 100, "cifar-paper-5": 100, "imagenette-128": 500}
 """Case -> ``distill.memory-budget-mb``; 0 where not named."""
 LOCAL_IMAGES = {32: 512, 128: 64}
 """Side in pixels -> images that the client of a paper workload trains on, one epoch."""

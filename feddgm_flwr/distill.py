@@ -153,9 +153,9 @@ def distill_client(
         images, targets = decoded.images, variables.targets()
         step_input = student_input(bench, job, iteration, len(images))
         if budget and iteration == 0:
-            _, trace = student.step(start, *step_input(images, targets, 0), keep=True)
-            kept_steps = budget // trace.nbytes
-            del trace
+            seen = step_input(images, targets, 0)
+            _, trace = student.step(start, *(t[:1] for t in seen), keep=True)
+            kept_steps = budget // (trace.nbytes * len(seen[0]))
         gradients = matching_gradients(
             student,
             step_input,
