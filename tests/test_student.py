@@ -112,6 +112,19 @@ def test_what_is_not_asked_for_is_not_computed(kind):
     assert trace.pull(case.direction, through=False).params is None
 
 
+def test_bfloat16_convolutions_stay_within_what_the_docs_say():
+    def apart(a, b):
+        a, b = (torch.cat([t.flatten() for t in tensors]) for tensors in (a, b))
+        return float((a - b).norm() / a.norm())
+
+    case = Case(depth=3, width=32, channels=3, side=16, n=8)
+    exact = differentiated(case, ConvNetStudent(case.net))
+    rounded = differentiated(case, ConvNetStudent(case.net, torch.bfloat16))
+    assert 0 < apart(exact[0], rounded[0]) < 0.05
+    assert apart(exact[1].params, rounded[1].params) < 0.1
+    assert apart([exact[1].images], [rounded[1].images]) < 0.2
+
+
 def test_the_surrogate_is_differentiated_in_closed_form_and_others_by_torch():
     case = Case()
     assert isinstance(student_of(case.net), ConvNetStudent)
