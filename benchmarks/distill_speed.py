@@ -74,8 +74,9 @@ LOCAL_IMAGES = {32: 512, 128: 64}
 """Side in pixels -> images that the client of a paper workload trains on, one epoch."""
 CLIENTS = 10
 """Clients of mnist5k, of which the median one is distilled."""
-TOLERANCE = 0.02
-"""Largest relative distance of the final loss from the references'."""
+TOLERANCE = {"mnist5k": 0.02, "cifar-paper-3": 0.02, "cifar-paper-5": 0.1, "imagenette-128": 0.1}
+"""Case -> largest relative distance of the final loss from the references'. At depth 5 float32
+itself leaves several percent of the loss open (``float32_error.py``)."""
 
 
 Gradient = Literal["exact", "detached"]
@@ -523,14 +524,15 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     where = machine(options.device)
     print(", ".join(f"{k}: {v}" for k, v in where.items()), flush=True)
-    rows, records, notes, apart = [], [], [], 0.0
+    rows, records, notes, apart = [], [], [], list[str]()
     for name in asked:
         with threads(cores):
             case = build_case(name, options)
         ways, floor = measure(case, cores)
         rows += table(case, ways, floor)
         records.append(record(case, ways, floor))
-        apart = max(apart, disagreement(ways))
+        if (distance := disagreement(ways)) > TOLERANCE[name]:
+            apart.append(f"{name}: {distance:.1%}, {TOLERANCE[name]:.0%} allowed")
         rates = ", ".join(
             f"{n} threads {g:.0f} and {floor.convolution[n]:.0f} GFLOP/s"
             for n, g in floor.matmul.items()
@@ -544,10 +546,8 @@ def main() -> None:
     if options.out:
         whole = {"machine": where, "workloads": records}
         options.out.write_text(json.dumps(whole, indent=1), encoding="utf-8")
-    if apart > TOLERANCE:
-        sys.exit(
-            f"a final loss is {100 * apart:.1f} % from the reference's, {TOLERANCE:.0%} allowed"
-        )
+    if apart:
+        sys.exit(f"a final loss is away from the reference's: {'; '.join(apart)}")
 
 
 if __name__ == "__main__":
