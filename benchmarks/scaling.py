@@ -143,6 +143,8 @@ def draw(curves: dict[str, list[Point]], path: Path) -> None:
         linear = [seconds[-1] * size / sizes[-1] for size in sizes]
         panel.loglog(sizes, linear, "--", color="grey", label="exponent 1")
         panel.set(xlabel=axis, ylabel="seconds, two iterations")
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.minorticks_off()
         panel.legend()
     figure.savefig(path, dpi=120)
 
