@@ -1,6 +1,5 @@
 """Distillation over a Ray cluster of two nodes: the bits of one process, whatever dies."""
 
-import gc
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import toy
+from nodes import two_nodes
 
 from feddgm_flwr.algorithm import distill_job
 from feddgm_flwr.engine import SerialEngine
@@ -44,22 +44,8 @@ class DeadlyPrior(PixelPrior):
 
 @pytest.fixture(scope="module")
 def address():
-    import ray
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        # The nodes' workers unpickle this module's prior.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
-        cluster.add_node(num_cpus=1)
-    try:
-        yield cluster.address
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        gc.collect()
+    with two_nodes() as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The real thing: `flwr run` in simulation, and deployed over gRPC with TLS and node keys."""
 
-import gc
 import json
 import os
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nodes import two_nodes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,27 +43,14 @@ def numbers(result):
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
-    import ray
-    from ray.cluster_utils import Cluster
-
     # Each client on a node of its own; the server's distillation joins the same cluster.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    with two_nodes() as address:
+        return deploy(
+            "simulate.sh",
+            tmp_path_factory.mktemp("simulated"),
+            'distill.engine="ray"',
+            env={"RAY_ADDRESS": address},
         )
-        try:
-            cluster.add_node(num_cpus=1)
-            yield deploy(
-                "simulate.sh",
-                tmp_path_factory.mktemp("simulated"),
-                'distill.engine="ray"',
-                env={"RAY_ADDRESS": cluster.address},
-            )
-        finally:
-            cluster.shutdown()
-            gc.collect()
-            ray.shutdown()
 
 
 @pytest.mark.slow

@@ -1,0 +1,59 @@
+"""A Ray cluster of two nodes on this machine, for the tests that distill or simulate over one."""
+
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def two_nodes() -> Iterator[str]:
+    """The address of a cluster of two nodes, a CPU each, while the context lasts."""
+    import ray
+
+    outside = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_ADDRESS")}
+    os.environ.pop("RAY_ADDRESS", None)
+    # The nodes' workers unpickle what tests define.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parent), outside["PYTHONPATH"]])
+    )
+    try:
+        # Ray leaves the files and processes of its servers to the garbage collector.
+        with ignored_resources():
+            cluster = started()
+            cluster.add_node(num_cpus=1)
+    finally:
+        for name, value in outside.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+    try:
+        yield cluster.address
+    finally:
+        with ignored_resources():
+            ray.shutdown()
+            cluster.shutdown()
+            del cluster
+            gc.collect()
+
+
+def started(attempts: int = 3) -> Any:
+    """A cluster of one node; tried again, as Ray's 30 s are too short for a disk not yet read."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "include_dashboard": False}
+    for _ in range(attempts - 1):
+        with suppress(Exception, SystemExit):
+            return Cluster(initialize_head=True, head_node_args=head)
+    return Cluster(initialize_head=True, head_node_args=head)
+
+
+@contextmanager
+def ignored_resources() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
