@@ -16,6 +16,7 @@ from feddgm_flwr.federation.assembly import (
     local_images,
     local_model,
 )
+from feddgm_flwr.memory import kept_memory
 from feddgm_flwr.params import params_of
 from feddgm_flwr.seeding import derive
 from feddgm_flwr.training import train
@@ -34,15 +35,16 @@ def train_surrogate(message: Message, context: Context) -> Message:
     broadcast = messages.read_broadcast(message)
     data = local_images(config, who, context.node_config, "train")
     model = local_model(config, broadcast, device)
-    loss = train(
-        model,
-        data.images.to(device),
-        data.labels.to(device),
-        config.client,
-        rng=derive(config.seed, "client", broadcast.server_round, who.partition_id),
-        anchor=params_of(model) if broadcast.proximal_mu else None,
-        proximal_mu=broadcast.proximal_mu,
-    )
+    with kept_memory():
+        loss = train(
+            model,
+            data.images.to(device),
+            data.labels.to(device),
+            config.client,
+            rng=derive(config.seed, "client", broadcast.server_round, who.partition_id),
+            anchor=params_of(model) if broadcast.proximal_mu else None,
+            proximal_mu=broadcast.proximal_mu,
+        )
     update = ClientUpdate(
         partition_id=who.partition_id,
         params=params_of(model),

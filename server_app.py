@@ -24,6 +24,7 @@ from feddgm_flwr.federation.server_side import (
     server_side,
 )
 from feddgm_flwr.federation.strategy import RoundKeeper
+from feddgm_flwr.memory import keep_freed_memory
 from feddgm_flwr.monitoring.events import EventLog, LogFollower
 
 app = ServerApp()
@@ -33,6 +34,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from its config to its results."""
     show_log()
+    keep_freed_memory()
     with said_plainly():
         config = RunConfig.from_run_config(context.run_config)
         folder = run_folder(config)

@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -191,7 +191,7 @@ def paper_case(name: str, options: argparse.Namespace) -> Case:
     per_class = dict.fromkeys(range(10), config.distill.images_per_class)
     job = DistillJob(0, 1, 0, start, params_of(model), per_class, None)
     prior = build_prior(config.generator, spec)
-    chunk = 8 if options.device.type == "cpu" else 64
+    chunk = 4 if options.device.type == "cpu" else 64
     bench = Bench(model, prior, config.distill, spec, chunk, options.device)
     return Case(name, bench, job, config.distill.iterations)
 
@@ -316,15 +316,28 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._done.wait(0.5):
-            workers = [child.pid for child in multiprocessing.active_children() if child.pid]
-            self.mb = max(self.mb, sum(_resident_mb(pid) for pid in [os.getpid(), *workers]))
+            self.mb = max(self.mb, sum(_resident_mb(pid) for pid in _family(os.getpid())))
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all that come from it."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            parent = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    family = [pid]
+    for member in family:
+        family += children.get(member, [])
+    return family
 
 
 def _resident_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/{pid}/smaps_rollup has no Pss; this benchmark needs Linux")
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:

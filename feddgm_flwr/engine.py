@@ -8,10 +8,13 @@ seed, and computes on one thread. Workers that each took all threads would fight
 import multiprocessing
 import os
 import queue
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,6 +28,7 @@ from feddgm_flwr.distill import (
     distill_client,
     failed_result,
 )
+from feddgm_flwr.memory import kept_memory
 
 OnProgress = Callable[[int, int, int, float], None]
 """``on_progress(partition_id, iteration, iterations, loss)``."""
@@ -88,7 +92,7 @@ def threads(count: int) -> Iterator[None]:
 def run_job(job: DistillJob, bench: Bench, progress: Progress) -> DistillResult:
     """Distil one job on one thread; an error of the machine fails this client alone."""
     try:
-        with threads(1):
+        with threads(1), kept_memory():
             return distill_client(job, bench, progress=progress)
     except (RuntimeError, MemoryError, ArithmeticError) as error:
         return failed_result(job, bench, f"{type(error).__name__}: {error}")
@@ -120,11 +124,11 @@ class SerialEngine:
 
 
 class ProcessEngine:
-    """A pool of spawned processes that lives as long as the run."""
+    """A pool of processes that lives as long as the run."""
 
     def __init__(self, bench: Bench, workers: int) -> None:
         self._bench, self._workers = bench, workers
-        self._context = multiprocessing.get_context("spawn")
+        self._context = _process_context(type(bench.prior).__module__)
         self._news = self._context.Queue()
         self._pool: ProcessPoolExecutor | None = None
 
@@ -195,6 +199,27 @@ class ProcessEngine:
         for worker in list((pool._processes or {}).values()):
             worker.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _process_context(prior_module: str) -> BaseContext:
+    """Return where workers come from: copies of one process that begins to import what they need.
+
+    They start at once, and share its memory. Where there is no forking, each imports for itself.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__, prior_module])
+    before = os.environ.get("PYTHONPATH")
+    # Until Python 3.13 the server is not told where this process looks for modules.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return context
 
 
 _worker: tuple[Bench, "multiprocessing.Queue[tuple[int, int, int, float]]"] | None = None

@@ -12,7 +12,8 @@ PACKAGE = ROOT / "feddgm_flwr"
 
 CORE = (
     *("algorithm", "distill", "matching", "student", "convnet", "augment", "synthetic", "training"),
-    *("evaluation", "params", "models", "images", "seeding", "engine", "ownership"),
+    *("evaluation", "params", "models", "images", "seeding", "engine", "ownership", "memory"),
+    "activation",
 )
 """The core, by module name under the package."""
 

@@ -78,11 +78,13 @@ def test_autograd_student_has_the_gradient_of_the_mean_cross_entropy():
 
 
 @pytest.mark.parametrize("norm", ["instance", "group", "none"])
-@pytest.mark.parametrize("per_chunk", [1, 2])
-def test_a_few_images_at_a_time_are_all_of_them(norm, per_chunk, monkeypatch):
+@pytest.mark.parametrize(("chunk", "piece"), [(1, 1), (2, 2), (3, 1), (5, 2)])
+def test_a_few_images_at_a_time_are_all_of_them(norm, chunk, piece, monkeypatch):
     case = Case(norm=norm)
     whole = differentiated(case, ConvNetStudent(case.net))
-    monkeypatch.setattr(convnet, "CACHE_BYTES", per_chunk * 8 * 9 * 9 * 8)
+    first_map = 8 * 9 * 9 * 8
+    monkeypatch.setattr(convnet, "CHUNK_BYTES", chunk * first_map)
+    monkeypatch.setattr(convnet, "PIECE_BYTES", piece * first_map)
     assert_same(whole, differentiated(case, ConvNetStudent(case.net)))
 
 
