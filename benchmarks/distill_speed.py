@@ -238,12 +238,17 @@ def measure_reference(case: Case, num_threads: int) -> Measured:
     return Measured("reference", num_threads, 1, scaled(case, seconds, 1), peak.mb, losses[-1])
 
 
-def measure_serial(case: Case, gradient: Gradient, precision: Precision = "float32") -> Measured:
+def measure_serial(
+    case: Case, gradient: Gradient, precision: Precision = "float32", compiled: bool = False
+) -> Measured:
     """Run the serial engine, on one thread, on one client."""
-    config = replace(case.bench.config, gradient=gradient, precision=precision)
+    config = replace(case.bench.config, gradient=gradient, precision=precision, compile=compiled)
     bench = placed(replace(case.bench, config=config))
+    if compiled:  # once for its kernels
+        distill_client(case.job, replace(bench, config=replace(config, iterations=1)))
     seconds, loss, peak = measure_engine(SerialEngine(bench), [case.job], bench.device)
     way = f"serial, {gradient}" + ("" if precision == "float32" else f", {precision}")
+    way += ", compiled" if compiled else ""
     return Measured(way, 1, 1, scaled(case, seconds, 1), peak, loss)
 
 
@@ -429,6 +434,7 @@ def measure(case: Case, cores: int) -> tuple[list[Measured], Floor]:
     if (own := case.bench.config.gradient) != "detached":
         plan.append((measure_serial, case, own))
     plan.append((measure_serial, case, "detached", "bfloat16"))
+    plan.append((measure_serial, case, "detached", "float32", True))
     ways = []
     for task, *arguments in plan:
         with fresh_process() as run:

@@ -6,6 +6,8 @@ loss's derivative, so ``d_p`` = dloss/dp. Knows nothing of convolutions. Axes: `
 channels, ``h w`` positions; maps are in channels last.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -14,12 +16,16 @@ _ops = torch.ops.aten
 
 
 def activation(
-    a: Tensor, scale: Tensor | None, shift: Tensor | None, groups: int
+    a: Tensor, scale: Tensor | None, shift: Tensor | None, groups: int, *, compiled: bool = False
 ) -> "Normed | Plain":
-    """Return the block's activation at ``a``, which is taken over; without groups without norm."""
+    """Return the block's activation at ``a``, which is overwritten; without a scale without norm.
+
+    ``compiled`` fuses the passes of a normed one into few kernels; the first call of each takes
+    seconds, and needs a compiler.
+    """
     if scale is None or shift is None:
         return Plain(a)
-    return Normed(a, scale, shift, groups)
+    return (_compiled() if compiled else Normed)(a, scale, shift, groups)
 
 
 class Plain:
@@ -75,7 +81,10 @@ class Normed:
         self._groups = groups
         self._positions = a.shape[2] * a.shape[3]
         self._scale = scale.view(1, -1, 1, 1)
-        shift = shift.view(1, -1, 1, 1)
+        self.pooled = self.forward(a, shift.view(1, -1, 1, 1))
+
+    def forward(self, a: Tensor, shift: Tensor) -> Tensor:
+        """Return p; ``a`` is overwritten."""
         self.centred = a.sub_(self._over_group(_mean(a)))
         variance = self._over_group(_mean(self.centred * self.centred))
         self.r = (variance + self.EPS).rsqrt_()
@@ -84,7 +93,7 @@ class Normed:
         self.mask = torch.addcmul(shift, self.centred, self.slope).gt_(0)
         self.pool_1 = avg_pool2d(self.mask, 2)
         self.pool_c = avg_pool2d(self.centred * self.mask, 2)
-        self.pooled = torch.addcmul(shift * self.pool_1, self.pool_c, self.slope)
+        return torch.addcmul(shift * self.pool_1, self.pool_c, self.slope)
 
     def backward(self, d_p: Tensor) -> Tensor:
         """d_a = r (scale d_y - mean(scale d_y) - x mean(scale d_y x)),  d_y = m unpool(d_p)."""
@@ -158,6 +167,15 @@ class Normed:
 
     def _summed(self, mean: Tensor) -> Tensor:
         return mean.sum(0).flatten() * self._positions
+
+
+@cache
+def _compiled() -> type[Normed]:
+    # A kernel a shape, so that no result depends on the shapes that this process saw before.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    passes = ("forward", "backward", "forward_dot", "backward_dot")
+    kernels = {k: torch.compile(getattr(Normed, k), dynamic=False) for k in passes}
+    return type("Compiled", (Normed,), kernels)
 
 
 def _mean(a: Tensor) -> Tensor:

@@ -292,6 +292,9 @@ class DistillConfig:
     """GPUs that a Ray task takes where the server computes on CUDA; 0.5 puts two on one."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the student's convolutions; `bfloat16` rounds what goes in and adds up in float32."""
+    compile: bool = False
+    """Let torch compile what lies between the student's convolutions: seconds at the start of each
+    worker, and a compiler needed."""
     device: str = "auto"
     """As `client.device`, for everything that the server computes."""
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from feddgm_flwr.activation import activation
+from feddgm_flwr.activation import Normed, Plain, activation
 from feddgm_flwr.models import ConvNet
 from feddgm_flwr.params import Params
 from feddgm_flwr.student import Pulled, Trace, held_bytes
@@ -116,18 +116,34 @@ class ConvNetStudent:
     ----------
     precision
         What convolutions round their operands to; they add up in float32.
+    compiled
+        Fuse what lies between convolutions by ``torch.compile``.
     """
 
-    def __init__(self, net: ConvNet, precision: torch.dtype | None = None) -> None:
+    def __init__(
+        self, net: ConvNet, precision: torch.dtype | None = None, *, compiled: bool = False
+    ) -> None:
         self._net = net
-        self._convolution = _Convolution(precision)
+        self._operations = _Operations(_Convolution(precision), net.groups, compiled)
 
     def step(
         self, params: Params, images: Tensor, targets: Tensor, *, keep: bool
     ) -> tuple[list[Tensor], Trace]:
         """Return g and its trace."""
-        trace = _StepTrace(self._net, self._convolution, params, images.detach(), targets.detach())
+        trace = _StepTrace(self._net, self._operations, params, images.detach(), targets.detach())
         return trace.evaluate(keep=keep), trace
+
+
+@dataclass(frozen=True)
+class _Operations:
+    """What every block is made of."""
+
+    convolution: _Convolution
+    groups: int
+    compiled: bool
+
+    def activation(self, a: Tensor, layer: _Layer) -> Normed | Plain:
+        return activation(a, layer.scale, layer.shift, self.groups, compiled=self.compiled)
 
 
 class _StepTrace:
@@ -136,12 +152,12 @@ class _StepTrace:
     def __init__(
         self,
         net: ConvNet,
-        convolution: _Convolution,
+        operations: _Operations,
         params: Params,
         images: Tensor,
         targets: Tensor,
     ) -> None:
-        self._net, self._convolution = net, convolution
+        self._net, self._operations = net, operations
         self._at = _weights(net, list(params.values()))
         one_map = net.width * images[0, 0].numel() * images.element_size()
         chunks = (_split(t, CHUNK_BYTES // one_map) for t in (images, targets))
@@ -180,7 +196,7 @@ class _StepTrace:
         return Pulled(slope, torch.cat(d_images), torch.cat(d_targets), params if through else None)
 
     def _backprop(self, images: Tensor, targets: Tensor) -> "_Backprop":
-        return _Backprop(self._net, self._convolution, self._at, images, targets, self._total)
+        return _Backprop(self._net, self._operations, self._at, images, targets, self._total)
 
 
 class _Backprop:
@@ -193,7 +209,7 @@ class _Backprop:
     def __init__(
         self,
         net: ConvNet,
-        convolution: _Convolution,
+        operations: _Operations,
         at: _Weights,
         images: Tensor,
         targets: Tensor,
@@ -203,7 +219,7 @@ class _Backprop:
         h = _channels_last((images - net.normalize.mean) / self._std)
         self._blocks: list[_Block] = []
         for layer in at.blocks:
-            self._blocks.append(_Block(convolution, layer, net.groups, h))
+            self._blocks.append(_Block(operations, layer, h))
             h = self._blocks[-1].pooled()
         self._shape = h.shape
         self._features = h.flatten(1)
@@ -261,11 +277,10 @@ class _Backprop:
 class _Block:
     """A block on a chunk of images, in pieces of few."""
 
-    def __init__(self, convolution: _Convolution, layer: _Layer, groups: int, h: Tensor) -> None:
+    def __init__(self, operations: _Operations, layer: _Layer, h: Tensor) -> None:
         one_map = len(layer.weight) * h[0, 0].numel() * h.element_size()
-        self._pieces = [
-            _Piece(convolution, layer, groups, part) for part in _split(h, PIECE_BYTES // one_map)
-        ]
+        parts = _split(h, PIECE_BYTES // one_map)
+        self._pieces = [_Piece(operations, layer, part) for part in parts]
 
     def pooled(self) -> Tensor:
         """Return p."""
@@ -323,10 +338,10 @@ class _Block:
 class _Piece:
     """A block on a few images."""
 
-    def __init__(self, convolution: _Convolution, layer: _Layer, groups: int, h: Tensor) -> None:
-        self._convolution, self._weight, self._h = convolution, layer.weight, h
-        a = convolution.forward(h, layer.weight, layer.bias)
-        self._act = activation(a, layer.scale, layer.shift, groups)
+    def __init__(self, operations: _Operations, layer: _Layer, h: Tensor) -> None:
+        self._convolution, self._weight, self._h = operations.convolution, layer.weight, h
+        a = self._convolution.forward(h, layer.weight, layer.bias)
+        self._act = operations.activation(a, layer)
         self._h_dot: Tensor | None = None
         self.pooled = self._act.pooled
 

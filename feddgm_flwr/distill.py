@@ -141,7 +141,7 @@ def distill_client(
     start = {k: v.to(device) for k, v in job.start.items()}
     target = {k: v.to(device) for k, v in job.target.items()}
 
-    student = student_of(bench.student.to(device), config.precision)
+    student = student_of(bench.student.to(device), config.precision, compiled=config.compile)
     variables = _Variables(latents, config, bench.num_classes, device)
     losses: list[float] = []
     stopped = ""
@@ -185,10 +185,11 @@ def distill_client(
     return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
 
 
-def student_of(module: nn.Module, precision: str = "float32") -> Student:
+def student_of(module: nn.Module, precision: str = "float32", *, compiled: bool = False) -> Student:
     """Return how ``module`` is differentiated: the ConvNet in closed form, any other by torch."""
     if isinstance(module, ConvNet):
-        return ConvNetStudent(module, None if precision == "float32" else torch.bfloat16)
+        rounded = None if precision == "float32" else torch.bfloat16
+        return ConvNetStudent(module, rounded, compiled=compiled)
     return AutogradStudent(module)
 
 

@@ -1,5 +1,9 @@
 """A student's second derivatives: in closed form as by autograd, kept or not."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -127,7 +131,31 @@ def test_bfloat16_convolutions_stay_within_what_the_docs_say():
     assert apart([exact[1].images], [rounded[1].images]) < 0.2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_compiled_passes_are_the_eager_ones(norm):
+    # In a process of its own, without the type checks that tests put on every function.
+    command = [sys.executable, __file__, norm]
+    folder = Path(__file__).parent
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr[-3000:]
+
+
+def compare_compiled(norm):
+    case = Case(width=8, norm=norm)
+    compiled = ConvNetStudent(case.net, compiled=True)
+    eager = differentiated(case, ConvNetStudent(case.net))
+    assert_same(eager, differentiated(case, compiled))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    kept, again = (differentiated(case, compiled, keep=keep) for keep in (True, False))
+    assert torch.equal(kept[1].images, again[1].images)
+
+
 def test_the_surrogate_is_differentiated_in_closed_form_and_others_by_torch():
     case = Case()
     assert isinstance(student_of(case.net), ConvNetStudent)
     assert isinstance(student_of(torch.nn.Flatten()), AutogradStudent)
+
+
+if __name__ == "__main__":
+    compare_compiled(sys.argv[1])

@@ -1,6 +1,8 @@
 """The server's parts, put together from its config, and what it leaves when the rounds are done."""
 
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -93,7 +95,19 @@ def server_side(
 
 
 def build_setting(config: RunConfig, spec: ImageSpec, device: torch.device) -> Setting:
-    """Return what FedDGM's arithmetic computes with; close its engine after the run."""
+    """Return what FedDGM's arithmetic computes with; close its engine after the run.
+
+    Raises
+    ------
+    ValueError
+        Nothing can compile, though the config asks for it.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if config.distill.compile and device.type == "cpu" and not shutil.which(compiler):
+        raise ValueError(
+            f"distill.compile = true needs a C++ compiler, and {compiler} is not found; install "
+            "one, name it by the environment's CXX, or set distill.compile = false"
+        )
     surrogate = build_surrogate(config.surrogate, spec)
     prior = build_prior(config.generator, spec).to(device)
     bench = Bench(surrogate, prior, config.distill, spec, config.generator.chunk, device)
@@ -123,7 +137,8 @@ def baseline_state(
 ) -> ServerState:
     """Return round 0 of a baseline: fresh weights, or FedDGM's own start where config asks."""
     if config.starts_from_prior:
-        state = init_state(build_setting(config, spec, device), emit=emit)
+        alone = replace(config, distill=replace(config.distill, engine="serial"))  # nothing distils
+        state = init_state(build_setting(alone, spec, device), emit=emit)
         return ServerState(0, state.surrogate, {}, {}, ())
     surrogate = build_surrogate(config.surrogate, spec)
     initialise(surrogate, rng=derive(config.seed, "surrogate"))
