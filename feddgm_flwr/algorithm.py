@@ -5,7 +5,6 @@ data set and no file; ``federation.strategy`` feeds it and carries its result aw
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -256,11 +255,10 @@ def distill_job(update: ClientUpdate, state: ServerState, setting: Setting) -> D
 
 def run_jobs(jobs: Sequence[DistillJob], engine: Engine, emit: Emit) -> list[DistillResult]:
     """Distil all jobs, telling how far along they are."""
-    began, done = time.monotonic(), dict.fromkeys((j.partition_id for j in jobs), 0.0)
+    done, pace = dict.fromkeys((j.partition_id for j in jobs), 0.0), _Pace()
 
     def left_s() -> float:
-        share = sum(done.values()) / len(done)
-        return (time.monotonic() - began) * (1 - share) / share if share else math.nan
+        return pace.left_s(sum(done.values()) / len(done))
 
     def on_progress(partition_id: int, iteration: int, iterations: int, loss: float) -> None:
         done[partition_id] = iteration / iterations
@@ -396,20 +394,34 @@ def _train_on(
 
 
 def _progress(name: str, epochs: int, emit: Emit) -> Callable[[int, float], None]:
-    began = time.monotonic()
+    pace = _Pace()
 
     def on_epoch(epoch: int, loss: float) -> None:
-        left = (time.monotonic() - began) / epoch * (epochs - epoch)
         emit(
             "train-progress",
             model=name,
             epoch=epoch,
             epochs=epochs,
             loss=loss,
-            eta_s=left,
+            eta_s=pace.left_s(epoch / epochs),
         )
 
     return on_epoch
+
+
+class _Pace:
+    """Tells the time left by the pace since the first news; what came before was start-up."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+
+    def left_s(self, share: float) -> float:
+        """Return seconds from ``share`` done to all; 0 while there is no pace yet."""
+        now = time.monotonic()
+        first_share, first = self._first = self._first or (share, now)
+        if share <= first_share:
+            return 0.0
+        return (now - first) * (1 - share) / (share - first_share)
 
 
 def _copy(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 import toy
 from test_algorithm import quiet, same
 
-from feddgm_flwr.algorithm import apply_round, distill_job
+from feddgm_flwr.algorithm import apply_round, distill_job, run_jobs
 from feddgm_flwr.engine import ProcessEngine, SerialEngine
 
 
@@ -65,3 +65,27 @@ def test_progress_tells_time_left():
     assert sum(kind == "distilled" for kind, _ in events) == 2
     assert same(progress[-1]["iteration"], server.config.distill.iterations)
     assert quiet("nothing") is None
+
+
+def test_what_comes_before_the_first_news_does_not_count_for_the_time_left(monkeypatch):
+    server = toy.setting()
+    state, updates = toy.federation(server)
+    jobs = [distill_job(u, state, server) for u in updates]
+    clock, told = [0.0], []
+    monkeypatch.setattr("feddgm_flwr.algorithm.time.monotonic", lambda: clock[0])
+
+    class Late:
+        def run(self, jobs, on_progress, on_result):
+            clock[0] = 100.0  # its workers start
+            for iteration in range(1, 11):
+                clock[0] += 1.0
+                on_progress(0, iteration, 10, 0.5)
+            return []
+
+        def close(self):
+            pass
+
+    run_jobs(jobs, Late(), lambda kind, **fields: told.append(fields["eta_s"]))
+    # One of two clients alone, so that half of the work is left at the end.
+    assert told[0] == 0.0
+    assert told[1:] == pytest.approx([20.0 - i for i in range(2, 11)])
