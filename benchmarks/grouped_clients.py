@@ -24,11 +24,11 @@ from feddgm_flwr.models import build_surrogate, initialise
 from feddgm_flwr.params import Params, params_of
 from feddgm_flwr.seeding import derive
 
-SIZES = {"digits": (1, 28, 32, 12), "cifar": (3, 32, 128, 100)}
+SIZES = {"digits": (1, 28, 32, 12), "cifar": (3, 32, 128, 20)}
 """Name -> channels, side, width, images a client."""
 
 
-def shortest(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+def shortest(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
     """Return the least milliseconds of several runs, after one that warms up."""
     times = []
     for _ in range(repeats + 1):
@@ -94,7 +94,7 @@ def main() -> None:
         "| one convolution, loop | grouped |\n|---|---|---|---|---|---|"
     )
     for name in SIZES:
-        print(compare(name, options.clients, options.device))
+        print(compare(name, options.clients, options.device), flush=True)
 
 
 if __name__ == "__main__":
