@@ -73,7 +73,7 @@ def measure(case: Case, way: str, device: torch.device) -> float:
             optimizer.zero_grad()
             cross_entropy(model(images[chosen]), labels[chosen]).backward()
             optimizer.step()
-        float(next(model.parameters()).flatten()[0])
+        float(next(model.parameters()).detach().flatten()[0])  # waits for a GPU
 
     def ours() -> None:
         train(model, images, labels, config, rng=derive(0, "order"))

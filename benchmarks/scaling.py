@@ -1,8 +1,9 @@
 """How distillation's cost grows with clients, images a class, student steps and image size.
 
-Claim: docs, "Speed": linear in each. A narrow ConvNet (depth 3, width 16) and three classes keep it
-short; the exponent is the slope of log seconds over log size, by least squares. Image size is in
-pixels (side squared). Each point is the best of ``--repeats``, by the serial engine on one thread.
+Claim: docs, "Speed": linear in clients and student steps, at most so in images and pixels. A narrow
+ConvNet (depth 3, width 16) and three classes keep it short; the exponent is the slope of log
+seconds over log size, by least squares. Image size is in pixels (side squared). Each point is the
+best of ``--repeats``, by the serial engine on one thread.
 What the server holds grows with clients too: resident memory after each point is in the table.
 
     python benchmarks/scaling.py [--repeats 3] [--out FILE.json] [--png FILE.png]

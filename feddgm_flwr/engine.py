@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import queue
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -228,7 +229,16 @@ _worker: tuple[Bench, "multiprocessing.Queue[tuple[int, int, int, float]]"] | No
 def _init_worker(bench: Bench, news: "multiprocessing.Queue[tuple[int, int, int, float]]") -> None:
     global _worker
     news.cancel_join_thread()  # nobody may be left to read progress
+    threading.Thread(target=_end_with_server, daemon=True).start()
     _worker = bench, news
+
+
+def _end_with_server() -> None:
+    # A worker holds both ends of its queue of jobs, so it would wait for a killed server for ever.
+    server = multiprocessing.parent_process()
+    assert server is not None
+    server.join()
+    os._exit(1)
 
 
 def _work(job: DistillJob) -> DistillResult:

@@ -1,6 +1,10 @@
 """Every engine gives the same images, and a worker that dies ends nothing."""
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +93,35 @@ def test_what_comes_before_the_first_news_does_not_count_for_the_time_left(monke
     # One of two clients alone, so that half of the work is left at the end.
     assert told[0] == 0.0
     assert told[1:] == pytest.approx([20.0 - i for i in range(2, 11)])
+
+
+ORPHANS = """
+import os, signal, sys
+import toy
+from feddgm_flwr.algorithm import distill_job
+from feddgm_flwr.engine import ProcessEngine
+
+if __name__ == "__main__":
+    server = toy.setting()
+    state, updates = toy.federation(server)
+    engine = ProcessEngine(server.bench, workers=2)
+    engine.run([distill_job(u, state, server) for u in updates], lambda *_: None, lambda _: None)
+    print(*engine._pool._processes, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_workers_end_with_a_server_that_is_killed(tmp_path):
+    script = tmp_path / "server.py"
+    script.write_text(ORPHANS)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    env = {**os.environ, "PYTHONPATH": path}
+    # Workers inherit the output, so it ends with the last of them.
+    with subprocess.Popen(
+        [sys.executable, str(script)], env=env, stdout=subprocess.PIPE, text=True
+    ) as server:
+        said, _ = server.communicate(timeout=60)
+    assert len(said.split()) == 2
+    assert server.returncode == -signal.SIGKILL
