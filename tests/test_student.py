@@ -1,7 +1,9 @@
 """A student's second derivatives: in closed form as by autograd, kept or not."""
 
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,10 @@ def test_bfloat16_convolutions_stay_within_what_the_docs_say():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="torch.compile needs g++ and Python's headers",
+)
 @pytest.mark.parametrize("norm", ["instance", "group"])
 def test_compiled_passes_are_the_eager_ones(norm):
     # In a process of its own, without the type checks that tests put on every function.
