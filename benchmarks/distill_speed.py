@@ -25,11 +25,10 @@ import multiprocessing
 import os
 import platform
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +40,7 @@ from reference import distill_plainly
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
+from watching import PeakMemory
 
 from feddgm_flwr.algorithm import distill_job, fresh_state
 from feddgm_flwr.config import RunConfig, TrainConfig
@@ -294,56 +294,6 @@ def placed(bench: Bench) -> Bench:
 def scaled(case: Case, seconds: float, clients: int) -> float:
     """Return seconds of a whole client-round."""
     return seconds / clients / case.bench.config.iterations * case.iterations
-
-
-class PeakMemory:
-    """Watches the memory of this process and its workers, or of the GPU, inside a ``with``.
-
-    Proportional set size: pages that processes share, torch's own code above all, count once.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._done = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self.mb = 0.0
-
-    def __enter__(self) -> "PeakMemory":
-        if not self._cuda:
-            self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._cuda:
-            self.mb = torch.cuda.max_memory_allocated() / 2**20
-        else:
-            self._done.set()
-            self._watcher.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.5):
-            self.mb = max(self.mb, sum(_resident_mb(pid) for pid in _family(os.getpid())))
-
-
-def _family(pid: int) -> list[int]:
-    """Return a process and all that come from it."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
-            parent = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    family = [pid]
-    for member in family:
-        family += children.get(member, [])
-    return family
-
-
-def _resident_mb(pid: int) -> float:
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
 
 
 def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:

@@ -17,12 +17,9 @@ from feddgm_flwr.algorithm import ClientUpdate, ServerState, Setting
 from feddgm_flwr.config import DataConfig, RunConfig
 from feddgm_flwr.data.datasets import load, spec_of
 from feddgm_flwr.data.partition import client_images
-from feddgm_flwr.distill import Bench
-from feddgm_flwr.engine import build_engine
 from feddgm_flwr.evaluation import evaluate
-from feddgm_flwr.generators import build_prior
+from feddgm_flwr.federation import server_side
 from feddgm_flwr.images import ImageSet
-from feddgm_flwr.models import build_global_model, build_surrogate
 from feddgm_flwr.params import load_params, params_of, weighted_mean
 from feddgm_flwr.seeding import derive
 from feddgm_flwr.training import train
@@ -41,15 +38,7 @@ def client_sets(data: DataConfig, clients: int, seed: int) -> list[ImageSet]:
 
 def build_setting(config: RunConfig, device: torch.device = CPU) -> Setting:
     """Return the run's fixed parts, as the ServerApp builds them."""
-    spec = spec_of(config.data)
-    surrogate = build_surrogate(config.surrogate, spec)
-    prior = build_prior(config.generator, spec).to(device)
-    bench = Bench(surrogate, prior, config.distill, spec, config.generator.chunk, device)
-    models = {
-        n: build_global_model(n, spec, config.surrogate) for n in config.global_model.name_list
-    }
-    engine = build_engine(config.distill, bench)
-    return Setting(config, spec, prior, surrogate, models, device, engine)
+    return server_side.build_setting(config, spec_of(config.data), device)
 
 
 @dataclass(frozen=True)

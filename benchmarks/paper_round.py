@@ -15,17 +15,16 @@ diffusers' layout. ``--set`` changes any setting: ``distill.precision=bfloat16``
 
 import argparse
 import json
-import shutil
-import subprocess
-import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from distill_speed import PeakMemory, machine
+from distill_speed import machine
 from inprocess import accuracies, build_setting, client_sets, local_update
+from watching import PeakMemory, Utilisation
 
 from feddgm_flwr.algorithm import apply_round, init_state
 from feddgm_flwr.config import RunConfig
@@ -59,39 +58,6 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return said
 
 
-class Utilisation:
-    """Asks nvidia-smi once a second, inside a ``with``, how busy the GPU is."""
-
-    QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits")
-
-    def __init__(self, device: torch.device) -> None:
-        self._done = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._index = device.index or 0
-        self._asks = device.type == "cuda" and shutil.which(self.QUERY[0]) is not None
-        self._seen: list[float] = []
-
-    def __enter__(self) -> "Utilisation":
-        if self._asks:
-            self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        if self._asks:
-            self._watcher.join()
-
-    @property
-    def percent(self) -> float | None:
-        """Mean; None where nobody could be asked."""
-        return sum(self._seen) / len(self._seen) if self._seen else None
-
-    def _watch(self) -> None:
-        while not self._done.wait(1.0):
-            said = subprocess.run(self.QUERY, capture_output=True, text=True, check=True)
-            self._seen.append(float(said.stdout.split()[self._index]))
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -116,7 +82,8 @@ def main() -> None:
         if kind == "trained":
             seconds[f"training of {fields['model']}"] = fields["seconds"]
 
-    with PeakMemory(options.device) as peak, Utilisation(options.device) as busy:
+    gpu = Utilisation(options.device) if Utilisation.known(options.device) else nullcontext()
+    with PeakMemory(options.device) as peak, gpu as busy:
         began = time.perf_counter()
         updates = [local_update(setting, state, data, i, 1) for i, data in enumerate(owned)]
         seconds["local training, all clients"] = time.perf_counter() - began
@@ -128,7 +95,7 @@ def main() -> None:
     print("\n".join(f"| {phase} | {s:.1f} |" for phase, s in seconds.items()))
     scores = accuracies(setting, state, load(config.data, "test"))
     print(f"peak memory {peak.mb:.0f} MB; test accuracy {scores}")
-    if busy.percent is not None:
+    if busy:
         print(f"the GPU was busy {busy.percent:.0f} % of the time")
     if options.out:
         whole = {
@@ -137,7 +104,7 @@ def main() -> None:
             "seconds": seconds,
             "clients": clients,
             "peak_mb": peak.mb,
-            "gpu_busy_percent": busy.percent,
+            "gpu_busy_percent": busy.percent if busy else None,
             "accuracy": scores,
         }
         options.out.write_text(json.dumps(whole, indent=1), encoding="utf-8")

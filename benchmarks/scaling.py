@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from watching import proc_mb
 
 from feddgm_flwr.config import DistillConfig, SurrogateConfig
 from feddgm_flwr.distill import Bench, DistillJob
@@ -88,7 +89,7 @@ def measure(axis: str, size: int, repeats: int) -> Point:
         began = time.perf_counter()
         results = engine.run(jobs, lambda *_: None, lambda _: None)
         seconds.append(time.perf_counter() - began)
-        resident = resident_mb()
+        resident = proc_mb("self/status", "VmRSS")
         if failed := [r.report.stopped for r in results if r.report.stopped]:
             raise RuntimeError(f"distillation stopped early: {failed[0]}")
     return Point(size, min(seconds), resident)
@@ -114,14 +115,6 @@ def build(load: Load) -> tuple[Bench, list[DistillJob]]:
         per_class = dict.fromkeys(range(3), load.images_per_class)
         jobs.append(DistillJob(client, 1, 0, start, target, per_class, None))
     return bench, jobs
-
-
-def resident_mb() -> float:
-    """Return this process's resident memory (Linux)."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("/proc/self/status has no VmRSS; this benchmark needs Linux")
 
 
 def exponent(points: list[Point]) -> float:
