@@ -8,28 +8,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 @contextmanager
 def two_nodes() -> Iterator[str]:
     """The address of a cluster of two nodes, a CPU each, while the context lasts."""
     import ray
 
-    outside = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_ADDRESS")}
-    os.environ.pop("RAY_ADDRESS", None)
-    # The nodes' workers unpickle what tests define.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parent), outside["PYTHONPATH"]])
-    )
-    try:
-        # Ray leaves the files and processes of its servers to the garbage collector.
-        with ignored_resources():
-            cluster = started()
-            cluster.add_node(num_cpus=1)
-    finally:
-        for name, value in outside.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    with pytest.MonkeyPatch.context() as patch, ignored_resources():
+        patch.delenv("RAY_ADDRESS", raising=False)
+        # The nodes' workers unpickle what tests define.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        cluster = started()
+        cluster.add_node(num_cpus=1)
     try:
         yield cluster.address
     finally:
@@ -53,6 +45,7 @@ def started(attempts: int = 3) -> Any:
 
 @contextmanager
 def ignored_resources() -> Iterator[None]:
+    """Ray leaves the files and processes of its servers to the garbage collector."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         warnings.simplefilter("ignore", FutureWarning)

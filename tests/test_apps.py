@@ -388,17 +388,17 @@ def test_an_earlier_run_is_never_overwritten(tmp_path):
         ({"strategy": "fedmagic"}, "strategy must be one of"),
         ({"data__alpha": -1.0}, "data.alpha must be greater than 0, got -1.0"),
         ({"distill__iteration": 3}, "unknown run-config keys"),
-        ({"distill__compile": True, "distill__device": "cpu"}, "needs a C.. compiler, and none"),
+        ({"distill__compile": True, "distill__device": "cpu"}, "needs a C++ compiler, and none"),
     ],
 )
 def test_wrong_settings_end_the_run_with_one_sentence(
     said, sentence, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv("CXX", "none")
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         run(tmp_path / "run", **said)
     [line] = {r.getMessage() for r in caplog.records if r.levelno == logging.ERROR}
-    assert re.search(sentence, line)
+    assert sentence in line
 
 
 def test_clients_score_the_surrogate_where_asked(tmp_path):
