@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import torch
+from stand_in import stand_in
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr.config import SurrogateConfig, TrainConfig
-from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.config import TrainConfig
 from feddgm_flwr.memory import keep_freed_memory
-from feddgm_flwr.models import build_surrogate, initialise
 from feddgm_flwr.seeding import derive
 from feddgm_flwr.training import train
 
@@ -50,16 +49,7 @@ def measure(case: Case, way: str, device: torch.device) -> float:
     torch.set_num_threads(1)
     if way.endswith("kept"):
         keep_freed_memory()
-    spec = ImageSpec(
-        case.channels,
-        case.side,
-        tuple(map(str, range(10))),
-        (0.5,) * case.channels,
-        (0.25,) * case.channels,
-        flip=False,
-    )
-    model = build_surrogate(SurrogateConfig(depth=3, width=case.width), spec)
-    initialise(model, rng=derive(0, "surrogate"))
+    _, model = stand_in(case.channels, case.side, width=case.width)
     model.to(device)
     shape = (case.images, case.channels, case.side, case.side)
     images = torch.rand(shape, generator=derive(0, "noise")).to(device)

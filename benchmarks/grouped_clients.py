@@ -13,14 +13,12 @@ import time
 from collections.abc import Callable
 
 import torch
+from stand_in import stand_in
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import conv2d, cross_entropy
 
-from feddgm_flwr.config import SurrogateConfig
 from feddgm_flwr.convnet import ConvNetStudent
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.models import build_surrogate, initialise
 from feddgm_flwr.params import Params, params_of
 from feddgm_flwr.seeding import derive
 
@@ -44,16 +42,8 @@ def compare(name: str, clients: int, device: torch.device) -> str:
     """Return a table row."""
     channels, side, width, n = SIZES[name]
     rng = derive(0, "grouped-clients")
-    spec = ImageSpec(
-        channels,
-        side,
-        tuple(map(str, range(10))),
-        (0.5,) * channels,
-        (0.25,) * channels,
-        flip=False,
-    )
-    net = build_surrogate(SurrogateConfig(depth=3, width=width), spec).to(device)
-    initialise(net, rng=rng)
+    _, net = stand_in(channels, side, width=width)
+    net.to(device)
     params = params_of(net)
     images = torch.rand(clients, n, channels, side, side, generator=rng).to(device)
     labels = (torch.arange(n) % 10).to(device)

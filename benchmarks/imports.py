@@ -21,6 +21,7 @@ IMPORTED = (
     "client_app",
     "flwr.app, flwr.serverapp, torch",
     "server_app",
+    "torch, feddgm_flwr.generators.autoencoder",
 )
 
 
@@ -32,8 +33,12 @@ def seconds(code: str) -> float:
 
 
 def held(modules: str) -> str:
-    """Return the heavy packages that are imported along."""
-    code = f"import sys, {modules}; print(*(m for m in {HEAVY!r} if m in sys.modules))"
+    """Return the peak of resident memory and the heavy packages that are imported along."""
+    code = (
+        f"import resource, sys, {modules}\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, end=' | ')\n"
+        f"print(', '.join(m for m in {HEAVY!r} if m in sys.modules) or 'none')"
+    )
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return said.stdout.strip()
@@ -43,10 +48,10 @@ def main() -> None:
     """Print one row an import."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     bare = min(seconds("pass") for _ in range(repeats))
-    print("| import | s | heavy packages |\n|---|---|---|")
+    print("| import | s | MiB | heavy packages |\n|---|---|---|---|")
     for modules in IMPORTED:
         least = min(seconds(f"import {modules}") for _ in range(repeats))
-        print(f"| `{modules}` | {least - bare:.2f} | {held(modules) or 'none'} |")
+        print(f"| `{modules}` | {least - bare:.2f} | {held(modules)} |")
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from stand_in import stand_in
 from watching import proc_mb
 
-from feddgm_flwr.config import DistillConfig, SurrogateConfig
+from feddgm_flwr.config import DistillConfig
 from feddgm_flwr.distill import Bench, DistillJob
 from feddgm_flwr.engine import SerialEngine
 from feddgm_flwr.generators.pixel import PixelPrior
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.models import build_surrogate, initialise
 from feddgm_flwr.params import params_of
 from feddgm_flwr.seeding import derive
 
@@ -97,9 +96,7 @@ def measure(axis: str, size: int, repeats: int) -> Point:
 
 def build(load: Load) -> tuple[Bench, list[DistillJob]]:
     """Return clients that each moved the surrogate somewhere of their own."""
-    spec = ImageSpec(3, load.side, ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3)
-    student = build_surrogate(SurrogateConfig(depth=3, width=16), spec)
-    initialise(student, rng=derive(0, "surrogate"))
+    spec, student = stand_in(3, load.side, width=16, classes=3)
     start = params_of(student)
     config = DistillConfig(
         images_per_class=load.images_per_class,
