@@ -6,9 +6,13 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from feddgm_flwr.algorithm import ClientUpdate
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.evaluation import evaluate
+from feddgm_flwr.core.evaluation import evaluate
+from feddgm_flwr.core.memory import kept_memory
+from feddgm_flwr.core.params import params_of
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.state import ClientUpdate
+from feddgm_flwr.core.training import train
 from feddgm_flwr.federation import messages
 from feddgm_flwr.federation.assembly import (
     device_of,
@@ -16,10 +20,6 @@ from feddgm_flwr.federation.assembly import (
     local_images,
     local_model,
 )
-from feddgm_flwr.memory import kept_memory
-from feddgm_flwr.params import params_of
-from feddgm_flwr.seeding import derive
-from feddgm_flwr.training import train
 
 app = ClientApp()
 

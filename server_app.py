@@ -7,6 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.memory import keep_freed_memory
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.federation.assembly import (
     device_of,
@@ -24,7 +25,6 @@ from feddgm_flwr.federation.server_side import (
     server_side,
 )
 from feddgm_flwr.federation.strategy import RoundKeeper
-from feddgm_flwr.memory import keep_freed_memory
 from feddgm_flwr.monitoring.events import EventLog, LogFollower
 
 app = ServerApp()

@@ -21,9 +21,9 @@ from stand_in import stand_in
 from torch.nn.functional import cross_entropy
 
 from feddgm_flwr.config import TrainConfig
-from feddgm_flwr.memory import keep_freed_memory
-from feddgm_flwr.seeding import derive
-from feddgm_flwr.training import train
+from feddgm_flwr.core.memory import keep_freed_memory
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.training import train
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 from watching import PeakMemory
 
-from feddgm_flwr.algorithm import distill_job, fresh_state
 from feddgm_flwr.config import RunConfig, TrainConfig
-from feddgm_flwr.distill import (
+from feddgm_flwr.core.algorithm import distill_job, fresh_state
+from feddgm_flwr.core.distillation.distill import (
     Bench,
     DistillJob,
     decode_clamped,
@@ -52,13 +52,13 @@ from feddgm_flwr.distill import (
     student_input,
     student_of,
 )
-from feddgm_flwr.engine import ProcessEngine, SerialEngine, threads
+from feddgm_flwr.core.distillation.engine import ProcessEngine, SerialEngine, threads
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.models import build_surrogate, initialise
+from feddgm_flwr.core.params import params_of
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.training import train
 from feddgm_flwr.generators import build_prior
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.models import build_surrogate, initialise
-from feddgm_flwr.params import params_of
-from feddgm_flwr.seeding import derive
-from feddgm_flwr.training import train
 
 WORKLOADS = {
     "mnist5k": ("mnist5k",),

@@ -15,10 +15,10 @@ import torch
 from distill_speed import build_case, placed
 from torch.nn.functional import one_hot
 
-from feddgm_flwr.convnet import ConvNetStudent
-from feddgm_flwr.distill import student_input
-from feddgm_flwr.matching import MatchingGradients, matching_gradients
-from feddgm_flwr.student import AutogradStudent, Student
+from feddgm_flwr.core.distillation.convnet import ConvNetStudent
+from feddgm_flwr.core.distillation.distill import student_input
+from feddgm_flwr.core.distillation.matching import MatchingGradients, matching_gradients
+from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 
 STEPS = (1, 5, 10, 20)
 IMAGES = 30

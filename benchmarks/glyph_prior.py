@@ -15,13 +15,14 @@ import time
 import torch
 
 from feddgm_flwr.config import DataConfig, GeneratorConfig, SurrogateConfig, TrainConfig
+from feddgm_flwr.core.evaluation import evaluate
+from feddgm_flwr.core.images import ImageSet, ImageSpec
+from feddgm_flwr.core.models import build_surrogate, initialise
+from feddgm_flwr.core.prior import Prior
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.training import train
 from feddgm_flwr.data.datasets import load, spec_of
-from feddgm_flwr.evaluation import evaluate
-from feddgm_flwr.generators import Prior, build_prior
-from feddgm_flwr.images import ImageSet, ImageSpec
-from feddgm_flwr.models import build_surrogate, initialise
-from feddgm_flwr.seeding import derive
-from feddgm_flwr.training import train
+from feddgm_flwr.generators import build_prior
 
 
 def generator_only(prior: Prior, spec: ImageSpec, test: ImageSet, seed: int) -> float:

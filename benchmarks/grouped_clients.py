@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import conv2d, cross_entropy
 
-from feddgm_flwr.convnet import ConvNetStudent
-from feddgm_flwr.params import Params, params_of
-from feddgm_flwr.seeding import derive
+from feddgm_flwr.core.distillation.convnet import ConvNetStudent
+from feddgm_flwr.core.params import Params, params_of
+from feddgm_flwr.core.seeding import derive
 
 SIZES = {"digits": (1, 28, 32, 12), "cifar": (3, 32, 128, 20)}
 """Name -> channels, side, width, images a client."""

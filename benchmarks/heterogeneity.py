@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from inprocess import build_setting, run
 
-from feddgm_flwr.algorithm import Emit, fresh_state, taught_by_prior
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.algorithm import Emit, fresh_state, taught_by_prior
+from feddgm_flwr.core.evaluation import evaluate
+from feddgm_flwr.core.params import load_params
 from feddgm_flwr.data.datasets import load
-from feddgm_flwr.evaluation import evaluate
-from feddgm_flwr.params import load_params
 
 CLIENTS = 10
 GRIDS = {

@@ -12,17 +12,18 @@ from functools import cache
 
 import torch
 
-from feddgm_flwr import algorithm
-from feddgm_flwr.algorithm import ClientUpdate, ServerState, Setting
 from feddgm_flwr.config import DataConfig, RunConfig
+from feddgm_flwr.core import algorithm
+from feddgm_flwr.core.algorithm import Setting
+from feddgm_flwr.core.evaluation import evaluate
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.params import load_params, params_of, weighted_mean
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.state import ClientUpdate, ServerState
+from feddgm_flwr.core.training import train
 from feddgm_flwr.data.datasets import load, spec_of
 from feddgm_flwr.data.partition import client_images
-from feddgm_flwr.evaluation import evaluate
 from feddgm_flwr.federation import server_side
-from feddgm_flwr.images import ImageSet
-from feddgm_flwr.params import load_params, params_of, weighted_mean
-from feddgm_flwr.seeding import derive
-from feddgm_flwr.training import train
 
 CPU = torch.device("cpu")
 

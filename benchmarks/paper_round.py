@@ -26,8 +26,8 @@ from distill_speed import machine
 from inprocess import accuracies, build_setting, client_sets, local_update
 from watching import PeakMemory, Utilisation
 
-from feddgm_flwr.algorithm import apply_round, init_state
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.algorithm import apply_round, init_state
 from feddgm_flwr.data.datasets import load
 
 CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"

@@ -6,7 +6,7 @@ keeps where each one began, the second takes every step again and differentiates
 Images are decoded once to look at and once more to differentiate (GLaD). It does what the authors'
 code does and none of what merely slows theirs down: no scalar loops, no new network a step.
 
-It draws the same latents, minibatches and augmentations as ``feddgm_flwr.distill`` under
+It draws the same latents, minibatches and augmentations as ``core.distillation.distill`` under
 ``gradient = "detached"``, so the two must agree on the loss. Hard labels only.
 """
 
@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, one_hot
 
-from feddgm_flwr.augment import augment
-from feddgm_flwr.distill import Bench, DistillJob, minibatches
-from feddgm_flwr.params import Params
-from feddgm_flwr.seeding import derive, derive_seed
-from feddgm_flwr.synthetic import fresh_latents
+from feddgm_flwr.core.augment import augment
+from feddgm_flwr.core.distillation.distill import Bench, DistillJob, minibatches
+from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.seeding import derive, derive_seed
+from feddgm_flwr.core.synthetic import fresh_latents
 
 StudentInput = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """``student_input(images, targets, step)``: the augmented minibatch of a step."""

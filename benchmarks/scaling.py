@@ -23,11 +23,11 @@ from stand_in import stand_in
 from watching import proc_mb
 
 from feddgm_flwr.config import DistillConfig
-from feddgm_flwr.distill import Bench, DistillJob
-from feddgm_flwr.engine import SerialEngine
+from feddgm_flwr.core.distillation.distill import Bench, DistillJob
+from feddgm_flwr.core.distillation.engine import SerialEngine
+from feddgm_flwr.core.params import params_of
+from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.generators.pixel import PixelPrior
-from feddgm_flwr.params import params_of
-from feddgm_flwr.seeding import derive
 
 AXES: dict[str, tuple[int, ...]] = {
     "clients": (1, 2, 5, 10, 20, 50, 100, 200),

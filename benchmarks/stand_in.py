@@ -1,9 +1,9 @@
 """A surrogate of any size, for what needs neither data nor a client. No claim."""
 
 from feddgm_flwr.config import SurrogateConfig
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.models import ConvNet, build_surrogate, initialise
-from feddgm_flwr.seeding import derive
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.models import ConvNet, build_surrogate, initialise
+from feddgm_flwr.core.seeding import derive
 
 
 def stand_in(

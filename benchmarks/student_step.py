@@ -21,11 +21,11 @@ import torch
 from stand_in import stand_in
 from torch.nn.functional import one_hot
 
-from feddgm_flwr import convnet
-from feddgm_flwr.convnet import ConvNetStudent
-from feddgm_flwr.memory import keep_freed_memory
-from feddgm_flwr.params import params_of
-from feddgm_flwr.student import AutogradStudent
+from feddgm_flwr.core.distillation import convnet
+from feddgm_flwr.core.distillation.convnet import ConvNetStudent
+from feddgm_flwr.core.distillation.student import AutogradStudent
+from feddgm_flwr.core.memory import keep_freed_memory
+from feddgm_flwr.core.params import params_of
 
 
 @dataclass(frozen=True)

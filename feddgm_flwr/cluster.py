@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from feddgm_flwr.distill import Bench, DistillJob, DistillResult, failed_result
-from feddgm_flwr.engine import ATTEMPTS, OnProgress, OnResult, run_job
+from feddgm_flwr.core.distillation.distill import Bench, DistillJob, DistillResult, failed_result
+from feddgm_flwr.core.distillation.engine import ATTEMPTS, OnProgress, OnResult, run_job
 
 POLL_S = 0.5
 """Seconds between looks at the tasks' progress."""

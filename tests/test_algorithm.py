@@ -6,9 +6,9 @@ import pytest
 import torch
 import toy
 
-from feddgm_flwr.algorithm import apply_round, fresh_state, init_state, rehearsal_set
-from feddgm_flwr.evaluation import evaluate
-from feddgm_flwr.params import all_finite, load_params
+from feddgm_flwr.core.algorithm import apply_round, fresh_state, init_state, rehearsal_set
+from feddgm_flwr.core.evaluation import evaluate
+from feddgm_flwr.core.params import all_finite, load_params
 
 
 def quiet(kind, **fields):

@@ -10,13 +10,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "feddgm_flwr"
 
-CORE = (
-    *("algorithm", "distill", "matching", "student", "convnet", "augment", "synthetic", "training"),
-    *("evaluation", "params", "models", "images", "seeding", "engine", "ownership", "memory"),
-    "activation",
-)
-"""The core, by module name under the package."""
-
 FORBIDDEN_IN_CORE = {
     *("flwr", "ray", "diffusers", "mlxtend", "sklearn", "PIL", "safetensors", "matplotlib"),
     *("pathlib", "json", "csv", "tempfile", "shutil", "pickle", "sqlite3", "io"),
@@ -32,6 +25,7 @@ def name_of(file: Path) -> str:
 FILES = {
     name_of(f): f for f in (*PACKAGE.rglob("*.py"), ROOT / "client_app.py", ROOT / "server_app.py")
 }
+CORE = sorted(name for name in FILES if name.split(".")[:2] == ["feddgm_flwr", "core"])
 PARSED = {name: ast.parse(file.read_text()) for name, file in FILES.items()}
 
 
@@ -72,13 +66,10 @@ def users(package: str) -> set[str]:
 
 @pytest.mark.parametrize("module", CORE)
 def test_the_core_knows_no_flower_no_data_set_and_no_file(module):
-    name = f"feddgm_flwr.{module}"
-    found = {p for p in FORBIDDEN_IN_CORE if touches(name, p)}
-    # The engine is told by name which one to build; the Ray one lives in its own module.
-    assert found == set()
+    assert {p for p in FORBIDDEN_IN_CORE if touches(module, p)} == set()
     calls = {
         node.func.id
-        for node in ast.walk(PARSED[name])
+        for node in ast.walk(PARSED[module])
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert not calls & {"open", "print"}
@@ -95,7 +86,7 @@ def test_diffusers_is_known_to_the_generators_alone():
 
 
 def test_torchvision_is_known_to_models_augmentation_and_data_alone():
-    allowed = under("feddgm_flwr.models", "feddgm_flwr.augment", "feddgm_flwr.data")
+    allowed = under("feddgm_flwr.core.models", "feddgm_flwr.core.augment", "feddgm_flwr.data")
     assert users("torchvision") <= allowed
 
 
@@ -110,34 +101,19 @@ def test_the_federation_is_known_to_the_apps_alone():
 
 def test_the_dashboard_only_reads_what_events_wrote():
     for name in under("feddgm_flwr.monitoring"):
-        used = {m for m in CORE if touches(name, f"feddgm_flwr.{m}")}
-        assert used <= {"synthetic", "images"}, name
+        used = {m for m in CORE if m != "feddgm_flwr.core" and touches(name, m)}
+        assert used <= {"feddgm_flwr.core.synthetic", "feddgm_flwr.core.images"}, name
 
 
-def circle(*, lazy: bool, less: frozenset[tuple[str, str]] = frozenset()) -> list[str]:
-    """Return the modules of one circle of imports, if there is any."""
+@pytest.mark.parametrize("lazy", [False, True])
+def test_there_are_no_circles(lazy):
     graph = {
-        name: {
-            m
-            for m in imports(name, lazy=lazy)
-            if m in FILES and m != name and (name, m) not in less
-        }
-        for name in FILES
+        name: {m for m in imports(name, lazy=lazy) if m in FILES and m != name} for name in FILES
     }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        return list(error.args[1])
-    return []
-
-
-def test_there_are_no_circles():
-    assert circle(lazy=False) == []
-
-
-def test_the_one_circle_through_a_function_is_the_engine_that_builds_rays():
-    known = frozenset({("feddgm_flwr.engine", "feddgm_flwr.cluster")})
-    assert circle(lazy=True, less=known) == []
+        pytest.fail(f"these modules import each other: {error.args[1]}")
 
 
 def test_no_module_is_a_drawer():

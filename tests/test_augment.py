@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from feddgm_flwr.augment import DRAWS, augment
-from feddgm_flwr.seeding import derive
+from feddgm_flwr.core.augment import DRAWS, augment
+from feddgm_flwr.core.seeding import derive
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 EACH = [*DRAWS, ALL]
@@ -97,7 +97,7 @@ def test_crop_moves_by_whole_pixels_and_fills_with_zero(siamese):
 
 def test_crop_by_index_equals_crop_by_the_affine_map():
     # A draw of one half for scale makes the map a pure shift.
-    from feddgm_flwr.augment import _geometry
+    from feddgm_flwr.core.augment import _geometry
 
     x = images(5, 2, 8)
     u = {"crop": torch.rand(2, 5, generator=derive(0, "u")), "flip": torch.rand(1, 5)}

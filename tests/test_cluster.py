@@ -9,8 +9,8 @@ import torch
 import toy
 from nodes import two_nodes
 
-from feddgm_flwr.algorithm import distill_job
-from feddgm_flwr.engine import SerialEngine
+from feddgm_flwr.core.algorithm import distill_job
+from feddgm_flwr.core.distillation.engine import SerialEngine
 from feddgm_flwr.generators.pixel import PixelPrior
 
 pytestmark = [

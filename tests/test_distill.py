@@ -7,8 +7,8 @@ import pytest
 import torch
 import toy
 
-from feddgm_flwr.algorithm import distill_job
-from feddgm_flwr.distill import converged, distill_client, minibatches
+from feddgm_flwr.core.algorithm import distill_job
+from feddgm_flwr.core.distillation.distill import converged, distill_client, minibatches
 
 
 def result(progress=None, **overrides):

@@ -11,8 +11,8 @@ import torch
 import toy
 from test_algorithm import quiet, same
 
-from feddgm_flwr.algorithm import apply_round, distill_job, run_jobs
-from feddgm_flwr.engine import ProcessEngine, SerialEngine
+from feddgm_flwr.core.algorithm import apply_round, distill_job, run_jobs
+from feddgm_flwr.core.distillation.engine import ProcessEngine, SerialEngine
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_what_comes_before_the_first_news_does_not_count_for_the_time_left(monke
     state, updates = toy.federation(server)
     jobs = [distill_job(u, state, server) for u in updates]
     clock, told = [0.0], []
-    monkeypatch.setattr("feddgm_flwr.algorithm.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("feddgm_flwr.core.algorithm.time.monotonic", lambda: clock[0])
 
     class Late:
         def run(self, jobs, on_progress, on_result):
@@ -98,8 +98,8 @@ def test_what_comes_before_the_first_news_does_not_count_for_the_time_left(monke
 ORPHANS = """
 import os, signal, sys
 import toy
-from feddgm_flwr.algorithm import distill_job
-from feddgm_flwr.engine import ProcessEngine
+from feddgm_flwr.core.algorithm import distill_job
+from feddgm_flwr.core.distillation.engine import ProcessEngine
 
 if __name__ == "__main__":
     server = toy.setting()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from feddgm_flwr.evaluation import Evaluation, evaluate
+from feddgm_flwr.core.evaluation import Evaluation, evaluate
 
 
 class Brightness(nn.Module):

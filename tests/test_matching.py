@@ -6,9 +6,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr.matching import endpoint_distance, matching_gradients
-from feddgm_flwr.params import params_of, squared_distance
-from feddgm_flwr.student import AutogradStudent
+from feddgm_flwr.core.distillation.matching import endpoint_distance, matching_gradients
+from feddgm_flwr.core.distillation.student import AutogradStudent
+from feddgm_flwr.core.params import params_of, squared_distance
 
 STEPS = 4
 

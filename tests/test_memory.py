@@ -7,7 +7,7 @@ import pytest
 
 PROBE = """
 import resource, torch
-from feddgm_flwr.memory import kept_memory
+from feddgm_flwr.core.memory import kept_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -38,7 +38,7 @@ def test_freed_memory_is_used_again_and_handed_back_at_the_end():
 
 
 def test_without_glibc_nothing_happens(monkeypatch):
-    from feddgm_flwr import memory
+    from feddgm_flwr.core import memory
 
     monkeypatch.setattr(memory, "_glibc", lambda: None)
     with memory.kept_memory():

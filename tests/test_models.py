@@ -6,15 +6,15 @@ from torch import nn
 from torch.func import functional_call
 
 from feddgm_flwr.config import SurrogateConfig
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.models import (
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.models import (
     Normalize,
     build_global_model,
     build_surrogate,
     initialise,
 )
-from feddgm_flwr.params import params_of
-from feddgm_flwr.seeding import derive
+from feddgm_flwr.core.params import params_of
+from feddgm_flwr.core.seeding import derive
 
 NAMES = ("convnet", "resnet18", "resnet34", "vgg11", "alexnet", "vit")
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from feddgm_flwr.config import ClientConfig
-from feddgm_flwr.ownership import owned_classes
-from feddgm_flwr.params import params_of
-from feddgm_flwr.training import train
+from feddgm_flwr.core.ownership import owned_classes
+from feddgm_flwr.core.params import params_of
+from feddgm_flwr.core.training import train
 
 
 class Student(nn.Module):

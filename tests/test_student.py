@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr import convnet
 from feddgm_flwr.config import SurrogateConfig
-from feddgm_flwr.convnet import ConvNetStudent
-from feddgm_flwr.distill import student_of
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.models import build_surrogate
-from feddgm_flwr.params import params_of
-from feddgm_flwr.student import AutogradStudent
+from feddgm_flwr.core.distillation import convnet
+from feddgm_flwr.core.distillation.convnet import ConvNetStudent
+from feddgm_flwr.core.distillation.distill import student_of
+from feddgm_flwr.core.distillation.student import AutogradStudent
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.models import build_surrogate
+from feddgm_flwr.core.params import params_of
 
 
 class Case:

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from feddgm_flwr.config import TrainConfig
-from feddgm_flwr.params import Params, params_of
-from feddgm_flwr.seeding import derive
-from feddgm_flwr.training import epoch_batches, train, weighted_loss
+from feddgm_flwr.core.params import Params, params_of
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.training import epoch_batches, train, weighted_loss
 
 
 def config(**said) -> TrainConfig:

@@ -2,16 +2,17 @@
 
 import torch
 
-from feddgm_flwr.algorithm import ClientUpdate, Setting, init_state
+from feddgm_flwr.build import build_engine
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.distill import Bench
-from feddgm_flwr.engine import build_engine
+from feddgm_flwr.core.algorithm import Setting, init_state
+from feddgm_flwr.core.distillation.distill import Bench
+from feddgm_flwr.core.images import ImageSet, ImageSpec
+from feddgm_flwr.core.models import build_global_model, build_surrogate
+from feddgm_flwr.core.params import load_params, params_of
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.state import ClientUpdate
+from feddgm_flwr.core.training import train
 from feddgm_flwr.generators import build_prior
-from feddgm_flwr.images import ImageSet, ImageSpec
-from feddgm_flwr.models import build_global_model, build_surrogate
-from feddgm_flwr.params import load_params, params_of
-from feddgm_flwr.seeding import derive
-from feddgm_flwr.training import train
 
 SPEC = ImageSpec(channels=1, size=8, classes=("a", "b", "c"), mean=(0.5,), std=(0.25,))
 

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Int, UInt8
 
 from feddgm_flwr.config import DataConfig
+from feddgm_flwr.core.images import ImageSet, ImageSpec
 from feddgm_flwr.data.own import Arrays, read_folder, read_npz, resized, root_of
 from feddgm_flwr.data.specs import SPECS
-from feddgm_flwr.images import ImageSet, ImageSpec
 
 Part = Literal["train", "test"]
 

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from feddgm_flwr.config import DataConfig
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.seeding import derive_seed
 from feddgm_flwr.data.datasets import Part, load, read, spec_of
-from feddgm_flwr.images import ImageSet
-from feddgm_flwr.seeding import derive_seed
 
 Labels = Int[np.ndarray, " n"]
 Indices = Int[np.ndarray, "_"]

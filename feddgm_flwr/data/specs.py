@@ -1,6 +1,6 @@
 """What is known of each named data set before any file is read."""
 
-from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.core.images import ImageSpec
 
 # Class names serve as folder names and in comma-separated lists: no slash, no comma.
 DIGITS = tuple("0123456789")

@@ -3,14 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from feddgm_flwr.algorithm import (
-    ClientUpdate,
-    Emit,
-    RoundReport,
-    ServerState,
-    Setting,
-    apply_round,
-)
+from feddgm_flwr.core.algorithm import Emit, Setting, apply_round
+from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
 
 
 @runtime_checkable

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from feddgm_flwr.config import RunConfig, Scalar
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.models import build_surrogate
+from feddgm_flwr.core.params import load_params
 from feddgm_flwr.data.datasets import Part, spec_of
 from feddgm_flwr.data.partition import client_images
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.messages import DATA_DIR, Broadcast, Identity
 from feddgm_flwr.federation.roster import TooFewClientsError
-from feddgm_flwr.images import ImageSet
-from feddgm_flwr.models import build_surrogate
-from feddgm_flwr.params import load_params
 
 logger = logging.getLogger("feddgm_flwr")
 

@@ -25,8 +25,9 @@ from flwr.serverapp.strategy import (
 )
 from numpy.typing import NDArray
 
-from feddgm_flwr.algorithm import ClientUpdate, RoundReport, ServerState
 from feddgm_flwr.config import BaselineConfig
+from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
 from feddgm_flwr.federation.messages import (
     ARRAYS,
     METRICS,
@@ -34,7 +35,6 @@ from feddgm_flwr.federation.messages import (
     from_record,
     to_record,
 )
-from feddgm_flwr.params import Params
 
 
 def build_baseline(name: str, config: BaselineConfig) -> "FlowerArithmetic":

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from feddgm_flwr.algorithm import ServerState
 from feddgm_flwr.config import Scalar
+from feddgm_flwr.core.state import ServerState
+from feddgm_flwr.core.synthetic import Latents, SyntheticSet
 from feddgm_flwr.monitoring.files import write_atomically
-from feddgm_flwr.synthetic import Latents, SyntheticSet
 
 FILE = "checkpoint.pt"
 FORMAT = 1

@@ -13,9 +13,9 @@ from typing import TypeGuard
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from feddgm_flwr.algorithm import ClientUpdate
-from feddgm_flwr.evaluation import Evaluation
-from feddgm_flwr.params import Params, all_finite
+from feddgm_flwr.core.evaluation import Evaluation
+from feddgm_flwr.core.params import Params, all_finite
+from feddgm_flwr.core.state import ClientUpdate
 
 ARRAYS = "arrays"
 METRICS = "metrics"

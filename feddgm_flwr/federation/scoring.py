@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from feddgm_flwr.algorithm import ServerState
-from feddgm_flwr.evaluation import evaluate
-from feddgm_flwr.images import ImageSet
+from feddgm_flwr.core.evaluation import evaluate
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.monitoring.results import Scores
 
 

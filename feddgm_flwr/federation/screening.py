@@ -9,9 +9,9 @@ from typing import Literal
 
 from flwr.app import Message
 
-from feddgm_flwr.algorithm import ClientUpdate
+from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.federation.messages import Rejection, parse_reply, reported
-from feddgm_flwr.params import Params
 
 Kind = Literal["failed", "malformed", "late"]
 

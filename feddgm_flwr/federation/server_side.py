@@ -11,32 +11,25 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from feddgm_flwr.algorithm import (
-    Emit,
-    RoundReport,
-    ServerState,
-    Setting,
-    fresh_state,
-    init_state,
-    taught_by_prior,
-)
+from feddgm_flwr.build import build_engine
 from feddgm_flwr.config import DataConfig, RunConfig
+from feddgm_flwr.core.algorithm import Emit, Setting, fresh_state, init_state, taught_by_prior
+from feddgm_flwr.core.distillation.distill import Bench
+from feddgm_flwr.core.images import ImageSet, ImageSpec
+from feddgm_flwr.core.models import build_global_model, build_surrogate, initialise
+from feddgm_flwr.core.params import params_of
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.state import RoundReport, ServerState
 from feddgm_flwr.data import datasets
 from feddgm_flwr.data.partition import counts, partition
-from feddgm_flwr.distill import Bench
-from feddgm_flwr.engine import build_engine
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.arithmetic import Arithmetic, Distillation
 from feddgm_flwr.federation.baselines import build_baseline
 from feddgm_flwr.federation.scoring import Scorer
 from feddgm_flwr.generators import build_prior
-from feddgm_flwr.images import ImageSet, ImageSpec
-from feddgm_flwr.models import build_global_model, build_surrogate, initialise
 from feddgm_flwr.monitoring import plots
 from feddgm_flwr.monitoring.files import write_atomically
 from feddgm_flwr.monitoring.results import Results
-from feddgm_flwr.params import params_of
-from feddgm_flwr.seeding import derive
 
 logger = logging.getLogger(__name__)
 

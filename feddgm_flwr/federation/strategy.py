@@ -24,15 +24,16 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from feddgm_flwr.algorithm import Emit, RoundReport, ServerState
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.algorithm import Emit
+from feddgm_flwr.core.params import all_finite
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.state import RoundReport, ServerState
 from feddgm_flwr.federation import checkpoint, messages
 from feddgm_flwr.federation.arithmetic import Arithmetic
 from feddgm_flwr.federation.roster import Roster
 from feddgm_flwr.federation.screening import Screened, screen
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
-from feddgm_flwr.params import all_finite
-from feddgm_flwr.seeding import derive
 
 logger = logging.getLogger(__name__)
 

@@ -1,38 +1,11 @@
-"""Frozen pretrained priors: what distillation needs of one, and how to build it.
+"""Frozen pretrained priors, and how to build the one that a config names.
 
 Importing this module costs nothing; diffusers is imported by the prior that needs it.
 """
 
-from typing import Protocol, runtime_checkable
-
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from feddgm_flwr.config import GeneratorConfig
-from feddgm_flwr.images import ImageSpec
-
-
-@runtime_checkable
-class Prior(Protocol):
-    """A frozen generator G: latents -> images, about in [0, 1], in the data's shape."""
-
-    @property
-    def conditional(self) -> bool:
-        """Whether ``sample`` knows the data set's classes."""
-        ...
-
-    def sample(self, labels: Int[Tensor, " n"], *, rng: torch.Generator) -> Float[Tensor, "n ..."]:
-        """Return starting latents, of the labels' classes where ``conditional``."""
-        ...
-
-    def decode(self, latents: Float[Tensor, "n ..."]) -> Float[Tensor, "n c h w"]:
-        """Return images, differentiable in ``latents``, not clamped."""
-        ...
-
-    def to(self, device: torch.device) -> "Prior":
-        """Move the prior's weights."""
-        ...
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.prior import Prior
 
 
 def build_prior(config: GeneratorConfig, spec: ImageSpec) -> Prior:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from feddgm_flwr.config import GeneratorConfig
-from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.core.images import ImageSpec
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 POOL_GROUPS = 4

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from feddgm_flwr.config import GeneratorConfig
+from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.generators.autoencoder import Decoder, load_autoencoder
 from feddgm_flwr.generators.bank import FILE, LatentBank
-from feddgm_flwr.images import ImageSpec
 
 
 class GlyphPrior:

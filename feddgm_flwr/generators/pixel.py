@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.core.images import ImageSpec
 
 
 @dataclass(frozen=True)

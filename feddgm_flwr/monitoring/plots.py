@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from feddgm_flwr.synthetic import SyntheticSet
+from feddgm_flwr.core.synthetic import SyntheticSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

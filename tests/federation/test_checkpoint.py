@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from feddgm_flwr.algorithm import ServerState
+from feddgm_flwr.core.state import ServerState
+from feddgm_flwr.core.synthetic import Latents, SyntheticSet
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.checkpoint import Checkpoint
-from feddgm_flwr.synthetic import Latents, SyntheticSet
 
 STATE = ServerState(
     server_round=4,

@@ -9,8 +9,8 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddgm_flwr.algorithm import ClientUpdate
-from feddgm_flwr.evaluation import Evaluation
+from feddgm_flwr.core.evaluation import Evaluation
+from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.federation import messages
 from feddgm_flwr.federation.messages import Identity, Rejection
 

@@ -8,10 +8,10 @@ from small_models import save_kl, save_pooled, save_tiny, save_vq
 from torch.nn import functional
 
 from feddgm_flwr.config import GeneratorConfig
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.generators import build_prior
 from feddgm_flwr.generators.autoencoder import Decoder, load_autoencoder
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.seeding import derive
 
 SAVERS = {"kl": save_kl, "tiny": save_tiny, "vq": save_vq, "pooled": save_pooled}
 MAX_BLOCK = {"kl": 5, "tiny": 7, "vq": 4, "pooled": 7}

@@ -5,11 +5,11 @@ import torch
 
 import feddgm_priors
 from feddgm_flwr.config import GeneratorConfig
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.generators import build_prior
 from feddgm_flwr.generators.bank import LatentBank
 from feddgm_flwr.generators.glyphs import match_classes
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.seeding import derive
 
 DIGITS = tuple("0123456789")
 

@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 
 from feddgm_flwr.config import GeneratorConfig
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.generators import build_prior
 from feddgm_flwr.generators.pretraining import cli
 from feddgm_flwr.generators.pretraining.fonts import CLASSES, rasterise, thin
 from feddgm_flwr.generators.pretraining.ink import Hand, draw
 from feddgm_flwr.generators.pretraining.sources import FolderSource, read_folder
 from feddgm_flwr.generators.pretraining.train import CHECKPOINT, Pretraining, fit
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.seeding import derive
 
 
 def noise_source(classes=("a", "b")):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.monitoring import compare, plots
 from feddgm_flwr.monitoring.files import write_atomically
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
-from feddgm_flwr.synthetic import SyntheticSet
 
 ISSUE_KEYS = {
     "strategy", "recipe", "dataset", "partition", "alpha", "clients", "seed", "rounds",

@@ -14,9 +14,9 @@ from diffusers import AutoencoderTiny
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from feddgm_flwr.core.seeding import derive, derive_seed
 from feddgm_flwr.generators.bank import LatentBank
 from feddgm_flwr.generators.pretraining.sources import Source
-from feddgm_flwr.seeding import derive, derive_seed
 
 CHECKPOINT = "checkpoint.pt"
 SAVE_EVERY = 250

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr.params import Params
+from feddgm_flwr.core.params import Params
 
 
 @dataclass(frozen=True)

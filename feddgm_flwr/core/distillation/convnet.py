@@ -27,10 +27,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from feddgm_flwr.activation import Normed, Plain, activation
-from feddgm_flwr.models import ConvNet
-from feddgm_flwr.params import Params
-from feddgm_flwr.student import Pulled, Trace, held_bytes
+from feddgm_flwr.core.distillation.activation import Normed, Plain, activation
+from feddgm_flwr.core.distillation.student import Pulled, Trace, held_bytes
+from feddgm_flwr.core.models import ConvNet
+from feddgm_flwr.core.params import Params
 
 CHUNK_BYTES = 16 * 2**20
 """Size of the first block's map up to which images go through the network together on a CPU."""

@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from feddgm_flwr.config import RunConfig, TrainConfig
-from feddgm_flwr.distill import (
+from feddgm_flwr.core.distillation.distill import (
     Bench,
     DistillJob,
-    DistillReport,
     DistillResult,
     decode_clamped,
 )
-from feddgm_flwr.engine import Engine
-from feddgm_flwr.generators import Prior
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.models import initialise
-from feddgm_flwr.ownership import owned_classes
-from feddgm_flwr.params import Params, load_params, params_of, weighted_mean
-from feddgm_flwr.seeding import derive
-from feddgm_flwr.synthetic import Latents, SyntheticSet
-from feddgm_flwr.training import train
+from feddgm_flwr.core.distillation.engine import Engine
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.models import initialise
+from feddgm_flwr.core.ownership import owned_classes
+from feddgm_flwr.core.params import Params, load_params, params_of, weighted_mean
+from feddgm_flwr.core.prior import Prior
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
+from feddgm_flwr.core.synthetic import SyntheticSet
+from feddgm_flwr.core.training import train
 
 logger = logging.getLogger(__name__)
 
@@ -39,74 +39,6 @@ CONTROL_IMAGES_PER_CLASS = 200
 
 Emit = Callable[..., None]
 """``emit(kind, **fields)``: where events go; fields are JSON scalars and lists."""
-
-
-@dataclass(frozen=True)
-class ClientUpdate:
-    """One client's accepted reply (theta_i and its example count).
-
-    Attributes
-    ----------
-    partition_id
-        The client's stable identity.
-    params
-        Its surrogate after local training.
-    num_examples
-        Images it trained on.
-    label_counts
-        Images a class, where the client shares them.
-    """
-
-    partition_id: int
-    params: Params
-    num_examples: int
-    label_counts: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """All that passes from one round to the next; what a checkpoint holds.
-
-    Randomness is derived from (seed, round, partition id), so there is no generator to keep.
-
-    Attributes
-    ----------
-    server_round
-        Rounds done.
-    surrogate
-        theta_t, broadcast next.
-    global_models
-        Name -> state dict.
-    latents
-        Partition id -> warm start of the client's next distillation.
-    replay
-        Synthetic sets of the last rounds, newest last.
-    """
-
-    server_round: int
-    surrogate: Params
-    global_models: dict[str, dict[str, Tensor]]
-    latents: dict[int, Latents]
-    replay: tuple[SyntheticSet, ...]
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What a round made, for logs and pictures.
-
-    Attributes
-    ----------
-    distilled
-        One a client, by partition id.
-    fresh
-        This round's images, by client.
-    union
-        What the models were trained on (S_t and the replay pool).
-    """
-
-    distilled: tuple[DistillReport, ...]
-    fresh: SyntheticSet
-    union: SyntheticSet
 
 
 @dataclass(frozen=True)

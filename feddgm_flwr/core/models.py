@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from feddgm_flwr.config import SurrogateConfig
-from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.core.images import ImageSpec
 
 SMALL = 64
 """Up to this side in pixels, the stems of ResNets and AlexNet keep the resolution."""

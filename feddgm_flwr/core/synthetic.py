@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from feddgm_flwr.config import DistillConfig
-from feddgm_flwr.generators import Prior
-from feddgm_flwr.images import ImageSpec
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.prior import Prior
 
 LOGIT_SCALE = 6.0
 """Where soft labels start: softmax puts 0.98 on the class among ten."""

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr.augment import augment
 from feddgm_flwr.config import TrainConfig
-from feddgm_flwr.params import Params
+from feddgm_flwr.core.augment import augment
+from feddgm_flwr.core.params import Params
 
 
 def train(

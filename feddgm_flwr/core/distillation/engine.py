@@ -2,7 +2,7 @@
 
 Every engine gives the same results for the same jobs, bit for bit on a CPU: a job carries its own
 seed, and computes on one thread. Workers that each took all threads would fight for cores.
-``cluster`` holds the Ray engine. Knows nothing of rounds or clients beyond a job.
+Knows nothing of rounds or clients beyond a job.
 """
 
 import multiprocessing
@@ -20,8 +20,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from feddgm_flwr.config import DistillConfig
-from feddgm_flwr.distill import (
+from feddgm_flwr.core.distillation.distill import (
     Bench,
     DistillJob,
     DistillResult,
@@ -29,7 +28,7 @@ from feddgm_flwr.distill import (
     distill_client,
     failed_result,
 )
-from feddgm_flwr.memory import kept_memory
+from feddgm_flwr.core.memory import kept_memory
 
 OnProgress = Callable[[int, int, int, float], None]
 """``on_progress(partition_id, iteration, iterations, loss)``."""
@@ -53,25 +52,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release workers."""
         ...
-
-
-def build_engine(config: DistillConfig, bench: Bench) -> Engine:
-    """Return the engine that ``config`` names; close it after the run."""
-    match config.engine:
-        case "serial":
-            return SerialEngine(bench)
-        case "processes":
-            workers = config.workers or default_workers(bench.device)
-            return SerialEngine(bench) if workers == 1 else ProcessEngine(bench, workers)
-        case "ray":
-            from feddgm_flwr.cluster import RayEngine
-
-            return RayEngine(
-                bench,
-                workers=config.workers,
-                address=config.ray_address,
-                gpus=config.ray_gpus,
-            )
 
 
 def default_workers(device: torch.device) -> int:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from feddgm_flwr.params import Params
+from feddgm_flwr.core.params import Params
 
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 

@@ -16,17 +16,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from feddgm_flwr.augment import augment
 from feddgm_flwr.config import DistillConfig
-from feddgm_flwr.convnet import ConvNetStudent
-from feddgm_flwr.generators import Prior
-from feddgm_flwr.images import ImageSpec
-from feddgm_flwr.matching import MatchingGradients, StepInput, matching_gradients
-from feddgm_flwr.models import ConvNet
-from feddgm_flwr.params import Params
-from feddgm_flwr.seeding import derive, derive_seed
-from feddgm_flwr.student import AutogradStudent, Student
-from feddgm_flwr.synthetic import Latents, extend_latents, fresh_latents
+from feddgm_flwr.core.augment import augment
+from feddgm_flwr.core.distillation.convnet import ConvNetStudent
+from feddgm_flwr.core.distillation.matching import MatchingGradients, StepInput, matching_gradients
+from feddgm_flwr.core.distillation.student import AutogradStudent, Student
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.models import ConvNet
+from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.prior import Prior
+from feddgm_flwr.core.seeding import derive, derive_seed
+from feddgm_flwr.core.state import DistillReport
+from feddgm_flwr.core.synthetic import Latents, extend_latents, fresh_latents
 
 Progress = Callable[[int, int, float], None]
 """``progress(iteration, iterations, loss)``."""
@@ -78,29 +79,6 @@ class DistillJob:
     target: Params
     images_per_class: dict[int, int]
     latents: Latents | None
-
-
-@dataclass(frozen=True)
-class DistillReport:
-    """How one client's distillation went.
-
-    Attributes
-    ----------
-    first_loss, last_loss
-        Matching loss (1 at the start of the trajectory, 0 on the client's end point).
-    stopped
-        "" after all iterations, "converged", or the reason it was given up.
-    """
-
-    partition_id: int
-    classes: tuple[int, ...]
-    num_images: int
-    iterations: int
-    first_loss: float
-    last_loss: float
-    student_lr: float
-    seconds: float
-    stopped: str
 
 
 @dataclass(frozen=True)
@@ -187,7 +165,8 @@ def distill_client(
 
 def student_of(module: nn.Module, precision: str = "float32", *, compiled: bool = False) -> Student:
     """Return how ``module`` is differentiated: the ConvNet in closed form, any other by torch."""
-    if isinstance(module, ConvNet):
+    # A subclass may compute something else; only this very class is what was written out.
+    if type(module) is ConvNet:
         rounded = None if precision == "float32" else torch.bfloat16
         return ConvNetStudent(module, rounded, compiled=compiled)
     return AutogradStudent(module)

@@ -28,8 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from feddgm_flwr.params import Params, squared_distance
-from feddgm_flwr.student import Student, Trace
+from feddgm_flwr.core.distillation.student import Student, Trace
+from feddgm_flwr.core.params import Params, squared_distance
 
 StepInput = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """``step_input(images, targets, step)``: what the student sees at a step, differentiable. It must

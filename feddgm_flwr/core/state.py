@@ -1,0 +1,102 @@
+"""What a round takes and gives: the clients' updates, the server's state, a report.
+
+Values only. Knows nothing of how a round is computed.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.synthetic import Latents, SyntheticSet
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """One client's accepted reply (theta_i and its example count).
+
+    Attributes
+    ----------
+    partition_id
+        The client's stable identity.
+    params
+        Its surrogate after local training.
+    num_examples
+        Images it trained on.
+    label_counts
+        Images a class, where the client shares them.
+    """
+
+    partition_id: int
+    params: Params
+    num_examples: int
+    label_counts: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that passes from one round to the next; what a checkpoint holds.
+
+    Randomness is derived from (seed, round, partition id), so there is no generator to keep.
+
+    Attributes
+    ----------
+    server_round
+        Rounds done.
+    surrogate
+        theta_t, broadcast next.
+    global_models
+        Name -> state dict.
+    latents
+        Partition id -> warm start of the client's next distillation.
+    replay
+        Synthetic sets of the last rounds, newest last.
+    """
+
+    server_round: int
+    surrogate: Params
+    global_models: dict[str, dict[str, Tensor]]
+    latents: dict[int, Latents]
+    replay: tuple[SyntheticSet, ...]
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """How one client's distillation went.
+
+    Attributes
+    ----------
+    first_loss, last_loss
+        Matching loss (1 at the start of the trajectory, 0 on the client's end point).
+    stopped
+        "" after all iterations, "converged", or the reason it was given up.
+    """
+
+    partition_id: int
+    classes: tuple[int, ...]
+    num_images: int
+    iterations: int
+    first_loss: float
+    last_loss: float
+    student_lr: float
+    seconds: float
+    stopped: str
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round made, for logs and pictures.
+
+    Attributes
+    ----------
+    distilled
+        One a client, by partition id.
+    fresh
+        This round's images, by client.
+    union
+        What the models were trained on (S_t and the replay pool).
+    """
+
+    distilled: tuple[DistillReport, ...]
+    fresh: SyntheticSet
+    union: SyntheticSet
