@@ -1,4 +1,4 @@
-"""The server's half: config -> prior, state -> the strategy's rounds -> save."""
+"""The server's half: config -> tools, state -> the keeper's rounds -> save."""
 
 from pathlib import Path
 
@@ -9,22 +9,17 @@ from flwr.serverapp import Grid, ServerApp
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.memory import keep_freed_memory
 from feddgm_flwr.data.datasets import spec_of
-from feddgm_flwr.federation.assembly import (
-    device_of,
-    run_folder,
-    said_plainly,
-    say_hello,
-    show_log,
-)
-from feddgm_flwr.federation.server_side import (
-    add_control,
+from feddgm_flwr.federation.folder import (
     draw_owners,
     draw_results,
     draw_round,
+    run_folder,
     save_models,
-    server_side,
 )
-from feddgm_flwr.federation.strategy import RoundKeeper
+from feddgm_flwr.federation.keeper import RoundKeeper
+from feddgm_flwr.federation.log import said_plainly, show_log
+from feddgm_flwr.federation.machine import device_of
+from feddgm_flwr.federation.server import add_control, say_hello, server_side
 from feddgm_flwr.monitoring.events import EventLog, LogFollower
 
 app = ServerApp()
@@ -38,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     with said_plainly():
         config = RunConfig.from_run_config(context.run_config)
         folder = run_folder(config)
-        device = device_of("distill.device", config.distill.device)
+        device = device_of("server.device", config.server.device)
         say_hello(config, folder, device)
         with EventLog(folder, LogFollower()) as log:
             federate(grid, config, folder, device, log)
@@ -49,21 +44,22 @@ def federate(
 ) -> None:
     """Put the parts together, do the rounds, save what came of them."""
     spec = spec_of(config.data)
-    with server_side(config, spec, folder, device, log.emit) as parts:
-        strategy = RoundKeeper(
+    with server_side(config, spec, folder, device, log.emit) as side:
+        keeper = RoundKeeper(
             config,
-            parts.arithmetic,
-            parts.state,
+            side.half,
+            side.state,
             num_classes=spec.num_classes,
-            results=parts.results,
+            prior=side.prior,
+            results=side.results,
             out_dir=folder,
             emit=log.emit,
-            score=parts.scorer,
-            show=draw_round(folder, spec),
+            score=side.scorer,
+            show=draw_round(folder, spec, log.emit),
         )
-        strategy.roster.online(grid)
-        draw_owners(config, spec, strategy.roster.num_partitions, folder)
-        add_control(config, parts)
-        strategy.run(grid)
-        save_models(strategy.state, folder)
-        draw_results(strategy.results, folder)
+        keeper.roster.online(grid)
+        draw_owners(config, spec, keeper.roster.num_partitions, folder)
+        add_control(side, log.emit)
+        keeper.run(grid)
+        save_models(keeper.state, folder)
+        draw_results(keeper.results, folder)

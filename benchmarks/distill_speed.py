@@ -58,7 +58,7 @@ from feddgm_flwr.core.models import build_surrogate, initialise
 from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import train
-from feddgm_flwr.generators import build_prior
+from feddgm_flwr.priors import build_prior
 
 WORKLOADS = {
     "mnist5k": ("mnist5k",),
@@ -173,10 +173,10 @@ def paper_case(name: str, options: argparse.Namespace) -> Case:
         )
     said: dict[str, Any] = {"recipe": "paper", "surrogate.depth": 3 if name[-1] == "3" else 5}
     if options.weights:
-        said |= {"generator.kind": "autoencoder", "generator.path": options.weights}
-        said |= {"generator.image-scale": 1 if large else 2}
+        said |= {"prior.kind": "autoencoder", "prior.path": options.weights}
+        said |= {"prior.image-scale": 1 if large else 2}
     else:
-        said |= {"generator.kind": "pixel"}
+        said |= {"prior.kind": "pixel"}
     if large:
         said |= {"distill.images-per-class": 1}
     config = RunConfig.from_run_config(said)

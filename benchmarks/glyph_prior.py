@@ -22,7 +22,7 @@ from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import train
 from feddgm_flwr.data.datasets import load, spec_of
-from feddgm_flwr.generators import build_prior
+from feddgm_flwr.priors import build_prior
 
 
 def generator_only(prior: Prior, spec: ImageSpec, test: ImageSet, seed: int) -> float:

@@ -113,8 +113,8 @@ def main() -> None:
             (start, lr, m): over_seeds(
                 one_run,
                 {
-                    "strategy": "fedavg",
-                    "server.start": start,
+                    "method": "fedavg",
+                    "start.weights": start,
                     "client.lr": lr,
                     "client.momentum": m,
                 },

@@ -21,7 +21,7 @@ IMPORTED = (
     "client_app",
     "flwr.app, flwr.serverapp, torch",
     "server_app",
-    "torch, feddgm_flwr.generators.autoencoder",
+    "torch, feddgm_flwr.priors.autoencoder",
 )
 
 

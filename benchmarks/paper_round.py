@@ -43,9 +43,9 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "data.channels": 3,
         "data.image-size": 32,
         "data.alpha": 0.1,
-        "generator.kind": "autoencoder",
-        "generator.path": options.weights,
-        "generator.image-scale": 2,
+        "prior.kind": "autoencoder",
+        "prior.path": options.weights,
+        "prior.image-scale": 2,
         "distill.engine": "serial",
         "global-model.names": "resnet18",
     }

@@ -27,7 +27,7 @@ from feddgm_flwr.core.distillation.distill import Bench, DistillJob
 from feddgm_flwr.core.distillation.engine import SerialEngine
 from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.generators.pixel import PixelPrior
+from feddgm_flwr.priors.pixel import PixelPrior
 
 AXES: dict[str, tuple[int, ...]] = {
     "clients": (1, 2, 5, 10, 20, 50, 100, 200),

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from feddgm_flwr.generators.autoencoder import Decoder, load_autoencoder
+from feddgm_flwr.priors.autoencoder import Decoder, load_autoencoder
 
 
 def read_pack(path: Path, count: int, size: int | None) -> Tensor:

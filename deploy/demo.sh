@@ -11,15 +11,15 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 FOLDER=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 
-for strategy in feddgm fedavg; do
+for method in feddgm fedavg; do
   # The client's learning rate at which FedAvg is best here (benchmarks/heterogeneity.py).
   tuned=""
-  [[ $strategy == fedavg ]] && tuned="client.lr=0.1"
+  [[ $method == fedavg ]] && tuned="client.lr=0.1"
   resume=false
-  [[ -f $FOLDER/$strategy/checkpoint.pt ]] && resume=true
-  echo "== $strategy, 10 clients, Dirichlet(0.1), 5 rounds"
-  bash "$HERE/deploy/simulate.sh" "$FOLDER/flower-$strategy" 10 -c "$HERE/conf/demo.toml" \
-    -c "strategy=\"$strategy\" out-dir=\"$FOLDER/$strategy\" resume=$resume $tuned" "$@"
+  [[ -f $FOLDER/$method/checkpoint.pt ]] && resume=true
+  echo "== $method, 10 clients, Dirichlet(0.1), 5 rounds"
+  bash "$HERE/deploy/simulate.sh" "$FOLDER/flower-$method" 10 -c "$HERE/conf/demo.toml" \
+    -c "method=\"$method\" out-dir=\"$FOLDER/$method\" resume=$resume $tuned" "$@"
 done
 
 echo "== test accuracy by round"

@@ -1,7 +1,8 @@
 """Merge config files and ``key=value`` strings into one file; the last one said wins.
 
 Usage: ``python deploy/merge_config.py OUT [-c FILE.toml | -c 'key=value ...']...``.
-``flwr run`` takes a single file or a list of strings, never both.
+``flwr run`` takes a single file or a list of strings, never both. Of a key that it does not know it
+says no more; here a renamed or misspelt one is told the right name.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 from flwr.common.config import parse_config_args
+
+from feddgm_flwr.config import check_known
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,6 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     merged = {}
     for said in chosen.run_config:
         merged |= parse_config_args([said])
+    try:
+        check_known(merged)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     # JSON writes bools, numbers and strings as TOML does.
     lines = [f"{key} = {json.dumps(value)}\n" for key, value in merged.items()]
     chosen.out.write_text("".join(lines), encoding="utf-8")

@@ -1,6 +1,20 @@
-"""The parts of a run, put together from its config, without Flower."""
+"""The tools of a run, put together from its config, without Flower.
 
-from feddgm_flwr.config import DistillConfig
+Whoever reproduces or extends the algorithm in a plain script begins here (examples/one_round.py);
+the apps do too. Knows no file but the prior's.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.algorithm import Workshop
+from feddgm_flwr.core.augment import fitting
 from feddgm_flwr.core.distillation.distill import Bench
 from feddgm_flwr.core.distillation.engine import (
     Engine,
@@ -8,10 +22,132 @@ from feddgm_flwr.core.distillation.engine import (
     SerialEngine,
     default_workers,
 )
+from feddgm_flwr.core.distillation.settings import DistillConfig
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.learning import Learner, Learners
+from feddgm_flwr.core.models import build_global_model, build_surrogate
+from feddgm_flwr.core.start import fresh_state, taught_by_prior
+from feddgm_flwr.core.state import ServerState
+from feddgm_flwr.events import Emit
+from feddgm_flwr.priors import build_prior
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a server works with.
+
+    Attributes
+    ----------
+    bench
+        None where neither the method nor the start needs a prior.
+    """
+
+    spec: ImageSpec
+    device: torch.device
+    learners: Learners
+    bench: Bench | None
+
+
+def build_tools(config: RunConfig, spec: ImageSpec, device: torch.device = CPU) -> Tools:
+    """Return a run's models, and its prior on the bench of distillation where one is needed.
+
+    Raises
+    ------
+    ValueError
+        The prior or a model cannot make or take such images.
+    """
+    wanted = config.makes_images or config.starts_from_prior
+    # Without images nothing would ever teach the larger models.
+    names = config.global_model.names if wanted else ""
+    config = replace(config, global_model=replace(config.global_model, names=names))
+    learners = build_learners(config, spec, device)
+    bench = build_bench(config, spec, learners, device) if wanted else None
+    return Tools(spec, device, learners, bench)
+
+
+def build_learners(config: RunConfig, spec: ImageSpec, device: torch.device = CPU) -> Learners:
+    """Return the surrogate and the global models, with how each learns from synthetic images."""
+    union = replace(config.union, augment=fitting(config.union.augment, flip=spec.flip))
+    large = config.global_model
+    large = replace(large, augment=fitting(large.augment, flip=spec.flip))
+    return Learners(
+        Learner("surrogate", build_surrogate(config.surrogate, spec), union, device),
+        {
+            name: Learner(name, build_global_model(name, spec, config.surrogate), large, device)
+            for name in large.name_list
+        },
+    )
+
+
+def build_bench(
+    config: RunConfig, spec: ImageSpec, learners: Learners, device: torch.device = CPU
+) -> Bench:
+    """Return what every client's distillation shares."""
+    distill = replace(config.distill, augment=fitting(config.distill.augment, flip=spec.flip))
+    return Bench(
+        learners.surrogate.module,
+        build_prior(config.prior, spec).to(device),
+        distill,
+        spec,
+        config.prior.chunk,
+        device,
+    )
+
+
+@contextmanager
+def workshop(config: RunConfig, tools: Tools) -> Iterator[Workshop]:
+    """Build what Algorithm 1 works with, and release its workers after the block."""
+    assert tools.bench is not None
+    engine = build_engine(config.distill, tools.bench)
+    try:
+        yield Workshop(
+            bench=tools.bench,
+            engine=engine,
+            learners=tools.learners,
+            union=config.union,
+            client=config.client,
+            seed=config.seed,
+        )
+    finally:
+        engine.close()
+
+
+def first_state(config: RunConfig, tools: Tools, emit: Emit) -> ServerState:
+    """Return round 0: seeded fresh weights, or models that the prior taught."""
+    fresh = fresh_state(tools.learners, seed=config.seed)
+    return control_state(config, tools, fresh, emit) if config.starts_from_prior else fresh
+
+
+def control_state(config: RunConfig, tools: Tools, fresh: ServerState, emit: Emit) -> ServerState:
+    """Return models that samples of the prior alone have taught."""
+    assert tools.bench is not None
+    return taught_by_prior(
+        fresh,
+        tools.learners,
+        tools.bench,
+        config.start,
+        images_per_class=config.union.prior_images_per_class,
+        seed=config.seed,
+        emit=emit,
+    )
 
 
 def build_engine(config: DistillConfig, bench: Bench) -> Engine:
-    """Return the engine that ``config`` names; close it after the run."""
+    """Return the engine that ``config`` names; close it after the run.
+
+    Raises
+    ------
+    ValueError
+        Nothing here can compile, though the config asks for it.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and bench.device.type == "cpu" and not shutil.which(compiler):
+        raise ValueError(
+            f"distill.compile = true needs a C++ compiler, and {compiler} is not found; install "
+            "one, name it by the environment's CXX, or set distill.compile = false"
+        )
     match config.engine:
         case "serial":
             return SerialEngine(bench)

@@ -93,7 +93,7 @@ def test_a_non_finite_reply_gives_up_that_client_alone():
 
 
 def test_training_that_diverges_keeps_the_models_and_says_so():
-    server = toy.setting(server__lr=1e30, global_model__names="convnet", global_model__lr=1e30)
+    server = toy.setting(union__lr=1e30, global_model__names="convnet", global_model__lr=1e30)
     state, updates = toy.federation(server)
     said = []
     after, _ = apply_round(state, updates, server, emit=lambda kind, **f: said.append((kind, f)))
@@ -107,7 +107,7 @@ def test_training_that_diverges_keeps_the_models_and_says_so():
 
 @pytest.mark.parametrize("how", ["synthetic", "aggregate", "aggregate+synthetic"])
 def test_surrogate_is_updated_as_asked(how):
-    server = toy.setting(server__surrogate_update=how)
+    server = toy.setting(union__surrogate_update=how)
     state, updates = toy.federation(server)
     after, _ = apply_round(state, updates, server, emit=quiet)
     weights = [u.num_examples for u in updates]
@@ -133,7 +133,7 @@ def test_warm_start_goes_on_from_the_last_rounds_latents():
 
 
 def test_replay_pool_holds_the_last_rounds_and_no_more():
-    server = toy.setting(distill__replay_rounds=2)
+    server = toy.setting(union__replay_rounds=2)
     state, updates = toy.federation(server)
     fresh, union = [], []
     for _ in range(3):
@@ -144,7 +144,7 @@ def test_replay_pool_holds_the_last_rounds_and_no_more():
 
 
 def test_weights_by_examples_let_n_i_speak():
-    server = toy.setting(server__weight_by_examples=True)
+    server = toy.setting(union__weight_by_examples=True)
     state, updates = toy.federation(server)
     _, report = apply_round(state, updates, server, emit=quiet)
     totals = [float(report.fresh.weights[report.fresh.owner == i].sum()) for i in (0, 1)]
@@ -186,7 +186,7 @@ class Telling:
 
 
 def test_a_prior_that_knows_the_classes_teaches_the_first_models_and_is_rehearsed():
-    server = toy.setting(server__start="prior", global_model__names="convnet")
+    server = toy.setting(start__weights="prior", global_model__names="convnet")
     telling = dataclasses.replace(server, prior=Telling())
     first, again = (init_state(telling, emit=quiet) for _ in range(2))
     assert same(first, again)
@@ -194,19 +194,19 @@ def test_a_prior_that_knows_the_classes_teaches_the_first_models_and_is_rehearse
     assert not same(first.surrogate, fresh.surrogate)
     assert not same(first.global_models, fresh.global_models)
     assert len(rehearsal_set(telling, 1)) == 0
-    more = toy.setting(server__prior_images_per_class=4)
+    more = toy.setting(union__prior_images_per_class=4)
     union = rehearsal_set(dataclasses.replace(more, prior=Telling()), 1)
     assert union.owner.tolist() == [-1] * 12
 
 
 def test_a_prior_that_does_not_know_them_is_left_out():
-    server = toy.setting(server__start="prior", server__prior_images_per_class=4)
+    server = toy.setting(start__weights="prior", union__prior_images_per_class=4)
     assert same(init_state(server, emit=quiet), fresh_state(server))
     assert len(rehearsal_set(server, 1)) == 0
 
 
 def test_the_papers_recipe_runs_with_its_own_choices():
-    server = toy.setting(recipe="paper", distill__iterations=2, server__epochs=2)
+    server = toy.setting(recipe="paper", distill__iterations=2, union__epochs=2)
     config = server.config
     assert (config.distill.gradient, config.distill.classes) == ("detached", "all")
     assert config.server.surrogate_update == "synthetic"

@@ -28,15 +28,15 @@ FAST = {
     "client.epochs": 1,
     "surrogate.depth": 2,
     "surrogate.width": 8,
-    "generator.kind": "pixel",
+    "prior.kind": "pixel",
     "distill.images-per-class": 1,
     "distill.iterations": 2,
     "distill.warm-iterations": 2,
     "distill.student-steps": 2,
     "distill.engine": "serial",
-    "server.epochs": 2,
-    "server.generator-only": False,
-    "server.node-wait-s": 0.05,
+    "union.epochs": 2,
+    "start.control": False,
+    "rounds.node-wait-s": 0.05,
 }
 BASELINES = [
     "fedavg",
@@ -108,7 +108,7 @@ def plain(tmp_path_factory):
 
 def test_a_run_leaves_what_a_user_looks_for(plain):
     result = plain.result
-    assert result["strategy"] == "feddgm"
+    assert result["method"] == "feddgm"
     assert result["clients"] == 3
     assert [r["round"] for r in result["rounds"]] == [1, 2]
     for done in result["rounds"]:
@@ -162,9 +162,9 @@ def test_clients_are_sampled_by_partition_id_and_seed(tmp_path):
         ended = run(
             tmp_path / name,
             clients=6,
-            strategy="fedavg",
+            method="fedavg",
             num_server_rounds=3,
-            server__fraction_train=0.5,
+            rounds__fraction_train=0.5,
             **how,
         )
         return [e["clients"] for e in ended.of("round-start")]
@@ -273,14 +273,14 @@ def test_a_silent_node_is_left_out(tmp_path, caplog):
     def tamper(message, reply, partition_id):
         return None if partition_id == 2 else reply
 
-    ended = run(tmp_path / "run", tamper=tamper, strategy="fedavg")
+    ended = run(tmp_path / "run", tamper=tamper, method="fedavg")
     assert [e["clients"] for e in ended.of("round-start")] == [[0, 1], [0, 1]]
     assert "is left out" in caplog.text
 
 
 def test_of_two_nodes_with_one_partition_id_the_first_takes_part(tmp_path, caplog):
     nodes = [*simulated(2), {"partition-id": 1, "num-partitions": 2}]
-    ended = run(tmp_path / "run", nodes=nodes, strategy="fedavg", num_server_rounds=1)
+    ended = run(tmp_path / "run", nodes=nodes, method="fedavg", num_server_rounds=1)
     assert ended.of("round-start")[0]["clients"] == [0, 1]
     assert "both say partition-id = 1" in caplog.text
 
@@ -288,14 +288,14 @@ def test_of_two_nodes_with_one_partition_id_the_first_takes_part(tmp_path, caplo
 def test_too_few_clients_end_the_run_after_a_bounded_wait(tmp_path, monkeypatch):
     monkeypatch.setattr("feddgm_flwr.federation.roster.POLL_S", 0.01)
     with pytest.raises(RuntimeError, match="min-clients = 5 clients must come online"):
-        run(tmp_path / "run", server__min_clients=5)
+        run(tmp_path / "run", rounds__min_clients=5)
 
 
 @pytest.mark.parametrize("strategy", BASELINES)
 def test_flowers_own_strategies_run_on_the_same_clients(strategy, tmp_path):
-    ended = run(tmp_path / "run", strategy=strategy, clients=4)
+    ended = run(tmp_path / "run", method=strategy, clients=4)
     assert [r["round"] for r in ended.result["rounds"]] == [1, 2]
-    assert ended.result["strategy"] == strategy
+    assert ended.result["method"] == strategy
     assert ended.result["generator_only"] == {}
     assert ended.result["initial"] != ended.result["rounds"][0]["accuracy"]
     assert all(torch.isfinite(v).all() for v in ended.models["surrogate"].values())
@@ -309,7 +309,7 @@ def test_fedavg_is_the_mean_weighted_by_examples(tmp_path):
             replies.append(reply)
         return reply
 
-    ended = run(tmp_path / "run", tamper=tamper, strategy="fedavg", num_server_rounds=1)
+    ended = run(tmp_path / "run", tamper=tamper, method="fedavg", num_server_rounds=1)
     weights = [r.content["metrics"]["num-examples"] for r in replies]
     for name, value in ended.models["surrogate"].items():
         parts = [torch.from_numpy(r.content["arrays"][name].numpy()) for r in replies]
@@ -322,9 +322,9 @@ def test_the_proximal_term_holds_clients_back(tmp_path):
         name = f"mu{mu}"
         ended = run(
             tmp_path / name,
-            strategy="fedprox",
+            method="fedprox",
             num_server_rounds=1,
-            baseline__proximal_mu=mu,
+            fedprox__mu=mu,
         )
         start = ended.grid.asked[-1].content["arrays"].to_torch_state_dict()
         end = ended.models["surrogate"]
@@ -337,8 +337,8 @@ def test_the_proximal_term_holds_clients_back(tmp_path):
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(strategy, tmp_path):
     how = {
         "clients": 2,
-        "strategy": strategy,
-        "distill__replay_rounds": 2,
+        "method": strategy,
+        "union__replay_rounds": 2,
         "distill__labels": "soft",
         "global_model__names": "convnet",
         "global_model__epochs": 1,
@@ -360,22 +360,22 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(strategy, tmp_path):
 
 
 def test_a_finished_run_can_grow(tmp_path):
-    whole = run(tmp_path / "whole", strategy="fedavg", num_server_rounds=3)
-    run(tmp_path / "grown", strategy="fedavg", num_server_rounds=1)
-    grown = run(tmp_path / "grown", strategy="fedavg", num_server_rounds=3, resume=True)
+    whole = run(tmp_path / "whole", method="fedavg", num_server_rounds=3)
+    run(tmp_path / "grown", method="fedavg", num_server_rounds=1)
+    grown = run(tmp_path / "grown", method="fedavg", num_server_rounds=3, resume=True)
     assert grown.numbers() == whole.numbers()
 
 
 def test_resuming_with_other_settings_names_them(tmp_path):
-    run(tmp_path / "run", strategy="fedavg", num_server_rounds=1)
+    run(tmp_path / "run", method="fedavg", num_server_rounds=1)
     with pytest.raises(ValueError, match=r"client.lr = 0.5 \(was .*seed = 3 \(was 0\)"):
-        run(tmp_path / "run", strategy="fedavg", resume=True, client__lr=0.5, seed=3)
+        run(tmp_path / "run", method="fedavg", resume=True, client__lr=0.5, seed=3)
 
 
 def test_an_earlier_run_is_never_overwritten(tmp_path):
-    run(tmp_path / "run", strategy="fedavg", num_server_rounds=1)
+    run(tmp_path / "run", method="fedavg", num_server_rounds=1)
     with pytest.raises(ValueError, match="holds a run"):
-        run(tmp_path / "run", strategy="fedavg")
+        run(tmp_path / "run", method="fedavg")
 
 
 @pytest.mark.parametrize(
@@ -384,11 +384,11 @@ def test_an_earlier_run_is_never_overwritten(tmp_path):
         ({"out_dir": "runs/here"}, "out-dir must be an absolute path, got 'runs/here'"),
         ({"resume": True}, "needs a checkpoint in out-dir"),
         ({"resume": True, "out_dir": ""}, "resume = true needs out-dir"),
-        ({"distill__device": "abacus"}, "distill.device must be auto, cpu"),
-        ({"strategy": "fedmagic"}, "strategy must be one of"),
+        ({"server__device": "abacus"}, "server.device must be auto, cpu"),
+        ({"method": "fedmagic"}, "strategy must be one of"),
         ({"data__alpha": -1.0}, "data.alpha must be greater than 0, got -1.0"),
         ({"distill__iteration": 3}, "unknown run-config keys"),
-        ({"distill__compile": True, "distill__device": "cpu"}, "needs a C++ compiler, and none"),
+        ({"distill__compile": True, "server__device": "cpu"}, "needs a C++ compiler, and none"),
     ],
 )
 def test_wrong_settings_end_the_run_with_one_sentence(
@@ -402,7 +402,7 @@ def test_wrong_settings_end_the_run_with_one_sentence(
 
 
 def test_clients_score_the_surrogate_where_asked(tmp_path):
-    ended = run(tmp_path / "run", strategy="fedavg", server__federated_evaluation=True)
+    ended = run(tmp_path / "run", method="fedavg", rounds__federated_evaluation=True)
     for done in ended.result["rounds"]:
         assert done["federated"]["clients"] == 3
         assert 0 <= done["federated"]["accuracy"] <= 1
@@ -421,7 +421,7 @@ def test_label_counts_travel_only_when_shared(tmp_path):
             tmp_path / name,
             tamper=tamper,
             num_server_rounds=1,
-            strategy="fedavg",
+            method="fedavg",
             **how,
         )
         return found
@@ -435,7 +435,7 @@ def test_the_control_and_a_second_architecture_are_reported(tmp_path):
     ended = run(
         tmp_path / "run",
         num_server_rounds=1,
-        server__generator_only=True,
+        start__control=True,
         global_model__names="convnet",
         global_model__epochs=1,
     )
@@ -453,7 +453,7 @@ def test_devices_bring_data_of_their_own(tmp_path, caplog):
         images = rng.integers(0, 256, (20, 16, 16), dtype=np.uint8)
         np.savez(file, train_images=images, train_labels=np.arange(20) % 10)
         nodes.append({"partition-id": number, "data-dir": str(file)})
-    ended = run(tmp_path / "run", nodes=nodes, strategy="fedavg", num_server_rounds=1)
+    ended = run(tmp_path / "run", nodes=nodes, method="fedavg", num_server_rounds=1)
     replies = ended.of("client-reply")
     assert [(e["partition_id"], e["num_examples"]) for e in replies] == [(3, 20), (8, 20)]
     assert not (ended.folder / "owners.png").exists()

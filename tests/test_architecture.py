@@ -82,7 +82,7 @@ def test_flower_is_known_to_the_apps_and_the_federation_alone():
 
 
 def test_diffusers_is_known_to_the_generators_alone():
-    assert users("diffusers") <= under("feddgm_flwr.generators")
+    assert users("diffusers") <= under("feddgm_flwr.priors")
 
 
 def test_torchvision_is_known_to_models_augmentation_and_data_alone():
@@ -128,7 +128,7 @@ def test_every_module_says_what_it_is():
 @pytest.mark.parametrize("heavy", ["diffusers", "torchvision", "matplotlib", "sklearn", "ray"])
 def test_heavy_packages_are_imported_when_they_are_used(heavy):
     always = {name for name in FILES if touches(name, heavy, lazy=False)}
-    allowed = under("feddgm_flwr.generators", "feddgm_flwr.monitoring", "feddgm_flwr.cluster")
+    allowed = under("feddgm_flwr.priors", "feddgm_flwr.monitoring", "feddgm_flwr.cluster")
     assert always <= allowed
 
 
@@ -142,7 +142,7 @@ def test_nothing_that_runs_in_a_round_uses_global_randomness():
     makers = {"default_rng", "SeedSequence", "Generator", "Random", "SystemRandom"}
     said = [
         f"{name}:{node.lineno}"
-        for name in set(FILES) - under("feddgm_flwr.generators.pretraining")
+        for name in set(FILES) - under("feddgm_flwr.priors.pretraining")
         for node in ast.walk(PARSED[name])
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         and ast.unparse(node.func.value) in {"np.random", "random", "torch.random"}

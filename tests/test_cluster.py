@@ -11,7 +11,7 @@ from nodes import two_nodes
 
 from feddgm_flwr.core.algorithm import distill_job
 from feddgm_flwr.core.distillation.engine import SerialEngine
-from feddgm_flwr.generators.pixel import PixelPrior
+from feddgm_flwr.priors.pixel import PixelPrior
 
 pytestmark = [
     pytest.mark.slow,

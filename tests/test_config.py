@@ -46,14 +46,14 @@ SPECIAL = {
     "data.image-size": st.integers(8, 1024),
     "data.class-names": st.just("cat,dog"),
     "surrogate.depth": st.integers(1, 8),
-    "generator.image-scale": st.integers(1, 8),
-    "generator.path": st.just("hub/id"),
+    "prior.image-scale": st.integers(1, 8),
+    "prior.path": st.just("hub/id"),
     "global-model.names": st.sampled_from(["", "resnet18", "vit, convnet"]),
     "client.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
-    "distill.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
-    "server.fraction-train": st.floats(0.01, 1.0),
-    "baseline.trim": st.floats(0.0, 0.49),
-    "baseline.server-momentum": st.floats(0.0, 0.99),
+    "server.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
+    "rounds.fraction-train": st.floats(0.01, 1.0),
+    "robust.trim": st.floats(0.0, 0.49),
+    "fedopt.momentum": st.floats(0.0, 0.99),
 }
 
 
@@ -78,8 +78,8 @@ def value_of(key: str) -> st.SearchStrategy:
 
 FLAT = st.fixed_dictionaries(
     # `folder` needs class names and `autoencoder` a path, so both are always said.
-    {"data.class-names": st.just("cat,dog"), "generator.path": st.just("hub/id")},
-    optional={k: value_of(k) for k in KEYS if k not in ("data.class-names", "generator.path")},
+    {"data.class-names": st.just("cat,dog"), "prior.path": st.just("hub/id")},
+    optional={k: value_of(k) for k in KEYS if k not in ("data.class-names", "prior.path")},
 )
 
 
@@ -181,25 +181,25 @@ def test_a_word_that_is_none_of_the_choices_is_refused_with_them(key):
         ("surrogate.width", 0),
         ("global-model.lr", -1.0),
         ("global-model.names", "resnet18,resnet50"),
-        ("generator.feature-block", -1),
-        ("generator.image-scale", 9),
-        ("generator.chunk", 0),
+        ("prior.feature-block", -1),
+        ("prior.image-scale", 9),
+        ("prior.chunk", 0),
         ("distill.images-per-class", 0),
         ("distill.student-steps", 0),
         ("distill.iterations", -1),
         ("distill.latent-lr", -0.1),
         ("distill.student-lr", 0.0),
         ("distill.momentum", 1.0),
-        ("distill.replay-rounds", 0),
+        ("union.replay-rounds", 0),
         ("distill.augment", "flips"),
-        ("server.fraction-train", 0.0),
-        ("server.fraction-train", 1.1),
-        ("server.min-clients", 0),
-        ("server.prior-images-per-class", -1),
-        ("server.node-wait-s", 0.0),
-        ("server.round-timeout-s", -1.0),
-        ("baseline.proximal-mu", -0.1),
-        ("baseline.server-lr", -1.0),
+        ("rounds.fraction-train", 0.0),
+        ("rounds.fraction-train", 1.1),
+        ("rounds.min-clients", 0),
+        ("union.prior-images-per-class", -1),
+        ("rounds.node-wait-s", 0.0),
+        ("rounds.timeout-s", -1.0),
+        ("fedprox.mu", -0.1),
+        ("fedopt.lr", -1.0),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_key_value_and_remedy(key, value):
@@ -223,7 +223,7 @@ def test_own_data_need_class_names_and_an_autoencoder_needs_a_path():
         with pytest.raises(ValueError, match=r"data\.class-names must be"):
             build(data__name=name)
     with pytest.raises(ValueError, match=r"generator\.path must be"):
-        build(generator__kind="autoencoder")
+        build(prior__kind="autoencoder")
 
 
 def test_class_names_and_model_names_are_parsed_in_one_place():
@@ -279,6 +279,6 @@ def test_every_experiment_file_is_a_valid_run(file):
         nested = isinstance(value, dict)
         flat |= {f"{key}.{k}": v for k, v in value.items()} if nested else {key: value}
     # What a file leaves to its user: where an autoencoder lies on this machine.
-    if flat.get("generator.kind") == "autoencoder":
-        flat.setdefault("generator.path", "/path/to/autoencoder")
+    if flat.get("prior.kind") == "autoencoder":
+        flat.setdefault("prior.path", "/path/to/autoencoder")
     RunConfig.from_run_config({**app_config(), **flat})

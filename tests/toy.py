@@ -12,12 +12,12 @@ from feddgm_flwr.core.params import load_params, params_of
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.core.training import train
-from feddgm_flwr.generators import build_prior
+from feddgm_flwr.priors import build_prior
 
 SPEC = ImageSpec(channels=1, size=8, classes=("a", "b", "c"), mean=(0.5,), std=(0.25,))
 
 CONFIG = {
-    "generator.kind": "pixel",
+    "prior.kind": "pixel",
     "surrogate.depth": 2,
     "surrogate.width": 8,
     "client.epochs": 4,
@@ -29,9 +29,9 @@ CONFIG = {
     "distill.student-steps": 5,
     "distill.latent-lr": 0.1,
     "distill.engine": "serial",
-    "server.epochs": 5,
-    "server.start": "random",
-    "server.prior-images-per-class": 0,
+    "union.epochs": 5,
+    "start.weights": "random",
+    "union.prior-images-per-class": 0,
 }
 
 

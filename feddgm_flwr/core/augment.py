@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
-from feddgm_flwr.config import check_augment
+from feddgm_flwr.core.settings import Words, check
 
 BRIGHTNESS = 0.25
 """Width of the uniform shift: DSA's 1.0 at unit deviation, for a deviation of 0.25."""
@@ -34,6 +34,19 @@ ROTATE_DEGREES = 15.0
 
 DRAWS = {"color": 3, "crop": 2, "flip": 1, "scale": 2, "rotate": 1, "cutout": 2}
 """Uniform numbers that each operation takes, in the order of drawing."""
+
+ALL_NAMES = "color_crop_cutout_flip_scale_rotate"
+"""What the authors' code asks for, everywhere."""
+
+NAMES = Words(
+    fit=lambda value: not value or set(value.split("_")) <= set(DRAWS),
+    expected=f"\"\" or names of {tuple(sorted(DRAWS))} joined by '_'",
+)
+
+
+def fitting(names: str, *, flip: bool) -> str:
+    """Return the augmentations less the mirror, where a mirrored image changes its class."""
+    return names if flip else "_".join(n for n in names.split("_") if n != "flip")
 
 
 def augment(
@@ -57,7 +70,7 @@ def augment(
     """
     if not names:
         return images
-    check_augment("augment", names)
+    check(NAMES.fit(names), "augment", names, NAMES.expected)
     chosen = names.split("_")
     count = 1 if siamese else len(images)
     u = {

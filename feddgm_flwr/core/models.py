@@ -8,17 +8,36 @@ them. Knows no data set beyond its ``ImageSpec`` and nothing of training.
 
 import math
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from feddgm_flwr.config import SurrogateConfig
 from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.settings import Settings, setting
 
 SMALL = 64
 """Up to this side in pixels, the stems of ResNets and AlexNet keep the resolution."""
+
+
+GLOBAL_MODELS = ("convnet", "resnet18", "resnet34", "vgg11", "alexnet", "vit")
+"""Architectures that the server can train beside the surrogate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurrogateConfig(Settings):
+    """The small ConvNet that travels between server and clients."""
+
+    section: ClassVar[str] = "surrogate"
+
+    depth: int = setting(3, "Conv blocks, each halving the side.", ge=1, le=8, paper=5)
+    width: int = setting(32, "Channels of every block.", ge=1, paper=128)
+    norm: Literal["instance", "group", "none"] = setting(
+        "instance",
+        "Normalisation after each convolution; batch norm has no functional unroll.",
+    )
 
 
 class Normalize(nn.Module):

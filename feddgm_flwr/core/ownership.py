@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.training import TrainConfig, steps_of
 
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 
@@ -37,6 +38,11 @@ def owned_classes(
         return tuple(k for k, n in enumerate(label_counts) if n > 0)
     rose = _rise(start, reply, shrink) > 0
     return tuple(int(k) for k in rose.nonzero().flatten())
+
+
+def decay_bound(config: TrainConfig, num_examples: int) -> float:
+    """Return ``shrink`` for a client that trained by ``config`` on ``num_examples`` images."""
+    return config.lr * config.weight_decay * steps_of(num_examples, config)
 
 
 def _rise(start: Params, reply: Params, shrink: float) -> Float[Tensor, " k"]:

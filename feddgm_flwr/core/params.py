@@ -3,7 +3,8 @@
 ``Params`` keeps the module's own order; nothing is ever flattened. Knows no model.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,16 @@ def load_params(module: nn.Module, params: Params) -> None:
     with torch.no_grad():
         for name, p in module.named_parameters():
             p.copy_(params[name])
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return sixteen hex digits that change with any name, shape, type or bit of ``tensors``."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def dot(a: Params, b: Params) -> Float[Tensor, ""]:

@@ -1,6 +1,6 @@
 """What the core asks of a frozen pretrained generator (G in the paper).
 
-``feddgm_flwr.generators`` implements it. Axes: ``n`` images, ``c h w`` one image.
+``feddgm_flwr.priors`` implements it. Axes: ``n`` images, ``c h w`` one image.
 """
 
 from typing import Protocol, runtime_checkable
@@ -17,6 +17,11 @@ class Prior(Protocol):
     @property
     def conditional(self) -> bool:
         """Whether ``sample`` knows the data set's classes."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this prior from one with other weights, wherever it lies."""
         ...
 
     def sample(self, labels: Int[Tensor, " n"], *, rng: torch.Generator) -> Float[Tensor, "n ..."]:

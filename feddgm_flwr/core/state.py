@@ -3,12 +3,30 @@
 Values only. Knows nothing of how a round is computed.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from feddgm_flwr.core.params import Params
 from feddgm_flwr.core.synthetic import Latents, SyntheticSet
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a method adds to the surrogate on its way, down or up.
+
+    Attributes
+    ----------
+    tensors
+        Named as the method likes.
+    numbers
+        Likewise.
+    """
+
+    tensors: Params = field(default_factory=dict)
+    numbers: dict[str, float | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -25,12 +43,18 @@ class ClientUpdate:
         Images it trained on.
     label_counts
         Images a class, where the client shares them.
+    checkpoints
+        Its surrogate at evenly spaced moments of the run, where it sends them.
+    extra
+        What the method asked for beside.
     """
 
     partition_id: int
     params: Params
     num_examples: int
     label_counts: tuple[int, ...] | None = None
+    checkpoints: tuple[Params, ...] = ()
+    extra: Extra = field(default_factory=Extra)
 
 
 @dataclass(frozen=True)
@@ -51,13 +75,16 @@ class ServerState:
         Partition id -> warm start of the client's next distillation.
     replay
         Synthetic sets of the last rounds, newest last.
+    memory
+        What a method keeps beside: names, plain values and tensors.
     """
 
     server_round: int
     surrogate: Params
-    global_models: dict[str, dict[str, Tensor]]
-    latents: dict[int, Latents]
-    replay: tuple[SyntheticSet, ...]
+    global_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    latents: dict[int, Latents] = field(default_factory=dict)
+    replay: tuple[SyntheticSet, ...] = ()
+    memory: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,10 +120,7 @@ class RoundReport:
         One a client, by partition id.
     fresh
         This round's images, by client.
-    union
-        What the models were trained on (S_t and the replay pool).
     """
 
     distilled: tuple[DistillReport, ...]
     fresh: SyntheticSet
-    union: SyntheticSet

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from feddgm_flwr.config import DistillConfig
+from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.prior import Prior
 

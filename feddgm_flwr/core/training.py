@@ -5,16 +5,50 @@ the same weights. Axes: ``n`` images, ``k`` classes. Knows no data set, no clien
 round.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr.config import TrainConfig
-from feddgm_flwr.core.augment import augment
-from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.augment import NAMES, augment
+from feddgm_flwr.core.settings import Settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """SGD on a labelled set of images."""
+
+    epochs: int = setting(1, "Passes over the set.", ge=0)
+    lr: float = setting(0.01, "Learning rate.", gt=0)
+    momentum: float = setting(0.0, "Momentum of SGD.", ge=0, lt=1)
+    weight_decay: float = setting(0.0, "L2 decay of SGD.", ge=0)
+    batch_size: int = setting(32, "Images a step.", ge=1)
+    augment: str = setting(
+        "",
+        'Augmentations joined by `_`, of color, crop, cutout, flip, scale, rotate; "" for none. '
+        "`flip` is left out where a mirrored image changes its class.",
+        words=NAMES,
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What training follows beside the gradient of its loss.
+
+    Attributes
+    ----------
+    adjust
+        Changes the parameters' gradients in place, before each step.
+    """
+
+    adjust: Callable[[Sequence[nn.Parameter]], None] | None = None
+
+
+PLAIN = Rule()
+"""The gradient alone."""
 
 
 def train(
@@ -25,8 +59,8 @@ def train(
     *,
     rng: torch.Generator,
     weights: Float[Tensor, " n"] | None = None,
-    anchor: Params | None = None,
-    proximal_mu: float = 0.0,
+    rule: Rule = PLAIN,
+    on_step: Callable[[int], None] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> float:
     """Train ``model`` in place and return the mean loss of the last epoch.
@@ -38,9 +72,8 @@ def train(
         probabilities.
     weights
         Importance of each image, mean 1.
-    anchor, proximal_mu
-        FedProx's term ``mu / 2 |w - anchor|^2``: its gradient is added, its value is
-        not reported.
+    on_step
+        Called with the steps done.
     on_epoch
         Called with the epochs done and the epoch's mean loss.
 
@@ -54,18 +87,11 @@ def train(
     FloatingPointError
         An epoch's loss is not finite.
     ValueError
-        No images, or ``proximal_mu`` without an anchor.
+        No images.
     """
     if not len(images):
         raise ValueError("training needs at least 1 image, got 0; give it some data")
-    if proximal_mu and anchor is None:
-        raise ValueError(
-            f"proximal_mu = {proximal_mu} needs an anchor, got None; pass the weights "
-            "that training starts from"
-        )
     device = next(model.parameters()).device
-    pull = anchor if anchor and proximal_mu else {}
-    anchors = [pull[name].to(device) for name, _ in model.named_parameters() if pull]
     data = (images, targets, weights)
     if not config.epochs:
         return _standing_loss(model, data, config.batch_size)
@@ -77,6 +103,8 @@ def train(
         weight_decay=config.weight_decay,
         foreach=True,
     )
+    parameters = list(model.parameters())
+    steps = 0
     model.train()
     for epoch in range(config.epochs):
         total = torch.zeros((), device=device)
@@ -85,15 +113,23 @@ def train(
             loss = weighted_loss(model(augment(x, config.augment, rng=rng)), y, w)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
-            if anchors:
-                _add_proximal_gradient(model, anchors, proximal_mu)
+            if rule.adjust:
+                rule.adjust(parameters)
             optimizer.step()
+            steps += 1
+            if on_step:
+                on_step(steps)
             total += loss.detach() * len(chosen)
         # One look an epoch: asking a GPU at every step would make it wait.
         mean = _finite(float(total) / len(images), epoch, config.lr)
         if on_epoch:
             on_epoch(epoch + 1, mean)
     return mean
+
+
+def steps_of(n: int, config: TrainConfig) -> int:
+    """Return the steps that training on ``n`` images takes, without batch norm."""
+    return config.epochs * -(-n // config.batch_size)
 
 
 def epoch_batches(
@@ -131,12 +167,6 @@ def _batch(
         targets[index].to(device),
         None if weights is None else weights[index].to(device),
     )
-
-
-def _add_proximal_gradient(model: nn.Module, anchors: list[Tensor], mu: float) -> None:
-    for p, start in zip(model.parameters(), anchors, strict=True):
-        if p.grad is not None:
-            p.grad.add_(p.detach() - start, alpha=mu)
 
 
 @torch.no_grad()

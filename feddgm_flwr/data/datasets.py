@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 
-from feddgm_flwr.config import DataConfig
 from feddgm_flwr.core.images import ImageSet, ImageSpec
 from feddgm_flwr.data.own import Arrays, read_folder, read_npz, resized, root_of
+from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.data.specs import SPECS
 
 Part = Literal["train", "test"]
@@ -54,7 +54,9 @@ def spec_of(config: DataConfig) -> ImageSpec:
     if config.name in SPECS:
         return SPECS[config.name]
     c = config.channels
-    return ImageSpec(c, config.image_size, config.class_list, (0.5,) * c, (0.25,) * c)
+    return ImageSpec(
+        c, config.image_size, config.class_list, (0.5,) * c, (0.25,) * c, flip=config.flip
+    )
 
 
 def load(config: DataConfig, part: Part) -> ImageSet:

@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from feddgm_flwr.config import DataConfig
+from feddgm_flwr.data.settings import DataConfig
 
 Arrays = tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, " n"]]
 """Images and labels."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from feddgm_flwr.config import DataConfig
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.seeding import derive_seed
 from feddgm_flwr.data.datasets import Part, load, read, spec_of
+from feddgm_flwr.data.settings import DataConfig
 
 Labels = Int[np.ndarray, " n"]
 Indices = Int[np.ndarray, "_"]

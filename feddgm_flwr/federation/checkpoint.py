@@ -13,28 +13,14 @@ from typing import Any
 
 import torch
 
-from feddgm_flwr.config import Scalar
+from feddgm_flwr.config import may_differ
+from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.core.synthetic import Latents, SyntheticSet
 from feddgm_flwr.monitoring.files import write_atomically
 
 FILE = "checkpoint.pt"
-FORMAT = 1
-
-MAY_DIFFER = frozenset(
-    {
-        "resume",
-        "out-dir",
-        "data.root",
-        "data.download",
-        "client.threads",
-        "distill.engine",
-        "distill.workers",
-        "server.node-wait-s",
-        "server.round-timeout-s",
-    }
-)
-"""Keys that say where and how fast, never what."""
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -43,18 +29,18 @@ class Checkpoint:
 
     Attributes
     ----------
-    memory
-        What the arithmetic keeps beside the state (moments of FedAdam, ...).
     results
         ``result.json`` so far.
     config
         The resolved settings, flat.
+    prior
+        Fingerprint of the prior, "" without one: it may have moved, not changed.
     """
 
     state: ServerState
-    memory: dict[str, Any]
     results: dict[str, Any]
     config: dict[str, Scalar]
+    prior: str
 
 
 def save(out_dir: Path, checkpoint: Checkpoint) -> None:
@@ -62,9 +48,9 @@ def save(out_dir: Path, checkpoint: Checkpoint) -> None:
     plain = {
         "format": FORMAT,
         "state": _plain_state(checkpoint.state),
-        "memory": checkpoint.memory,
         "results": checkpoint.results,
         "config": checkpoint.config,
+        "prior": checkpoint.prior,
     }
     buffer = io.BytesIO()
     torch.save(plain, buffer)
@@ -91,7 +77,7 @@ def load(out_dir: Path) -> Checkpoint:
             f"{path} must be of format {FORMAT}, got {plain.get('format')!r}; it is from "
             "another version of this project, so start a new run"
         )
-    return Checkpoint(_state(plain["state"]), plain["memory"], plain["results"], plain["config"])
+    return Checkpoint(_state(plain["state"]), plain["results"], plain["config"], plain["prior"])
 
 
 def check_same_run(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> None:
@@ -106,7 +92,7 @@ def check_same_run(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> No
     differing = sorted(
         key
         for key in saved.keys() | now.keys()
-        if saved.get(key) != now.get(key) and key not in MAY_DIFFER | {rounds}
+        if saved.get(key) != now.get(key) and key not in may_differ() | {rounds}
     )
     if int(now[rounds]) < int(saved[rounds]):
         differing.append(rounds)
@@ -118,6 +104,21 @@ def check_same_run(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> No
         )
 
 
+def check_same_prior(saved: str, now: str) -> None:
+    """Raise unless the prior is the one that the run began with.
+
+    Raises
+    ------
+    ValueError
+        Its weights are others.
+    """
+    if saved != now:
+        raise ValueError(
+            f"resume needs the prior that the run began with, whose fingerprint is {saved!r}, got "
+            f"{now!r}; point prior.path at it, or start a new run in another out-dir"
+        )
+
+
 def _plain_state(state: ServerState) -> dict[str, Any]:
     return {
         "server_round": state.server_round,
@@ -125,6 +126,7 @@ def _plain_state(state: ServerState) -> dict[str, Any]:
         "global_models": state.global_models,
         "latents": {pid: vars(latents) for pid, latents in state.latents.items()},
         "replay": [vars(synthetic) for synthetic in state.replay],
+        "memory": dict(state.memory),
     }
 
 
@@ -135,4 +137,5 @@ def _state(plain: Mapping[str, Any]) -> ServerState:
         global_models=plain["global_models"],
         latents={pid: Latents(**latents) for pid, latents in plain["latents"].items()},
         replay=tuple(SyntheticSet(**synthetic) for synthetic in plain["replay"]),
+        memory=plain["memory"],
     )

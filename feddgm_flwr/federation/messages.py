@@ -6,7 +6,7 @@ sentence, never an exception. Knows no data set and no strategy.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -14,19 +14,24 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from feddgm_flwr.core.evaluation import Evaluation
+from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.params import Params, all_finite
-from feddgm_flwr.core.state import ClientUpdate
+from feddgm_flwr.core.state import ClientUpdate, Extra
 
 ARRAYS = "arrays"
 METRICS = "metrics"
 CONFIG = "config"
 
+EXTRA = "extra"
+"""Records of what a method adds, tensors and numbers, in either direction."""
+EXTRA_NUMBERS = "extra-numbers"
+CHECKPOINT = "checkpoint-"
+"""Start of the names of the records of a client's checkpoints."""
+
 SERVER_ROUND = "server-round"
-PROXIMAL_MU = "proximal-mu"
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
-OWN_DATA = "own-data"
 DATA_DIR = "data-dir"
 TRAIN_LOSS = "train-loss"
 SECONDS = "seconds"
@@ -48,15 +53,6 @@ class Rejection:
     """Why a reply is set aside, as one sentence."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Broadcast:
-    """What the server sends: the surrogate and the few settings of a round."""
-
-    params: Params
-    server_round: int
-    proximal_mu: float
 
 
 @dataclass(frozen=True)
@@ -99,26 +95,26 @@ class Identity:
         return cls(partition_id, count)
 
 
-def train_message_content(
-    params: Params, server_round: int, *, proximal_mu: float = 0.0
-) -> RecordDict:
-    """Return the broadcast of a round."""
-    config = ConfigRecord({SERVER_ROUND: server_round, PROXIMAL_MU: proximal_mu})
-    return RecordDict({ARRAYS: to_record(params), CONFIG: config})
+def task_content(task: Task) -> RecordDict:
+    """Return what a client is sent."""
+    config = ConfigRecord({SERVER_ROUND: task.server_round})
+    content = RecordDict({ARRAYS: to_record(task.params), CONFIG: config})
+    _add_extra(content, task.extra)
+    return content
 
 
-def read_broadcast(message: Message) -> Broadcast:
-    """Return what ``train_message_content`` put in."""
-    config = message.content.config_records[CONFIG]
-    server_round, mu = config[SERVER_ROUND], config[PROXIMAL_MU]
-    assert isinstance(server_round, int)
-    assert isinstance(mu, float)
+def read_task(message: Message) -> Task:
+    """Return what ``task_content`` put in."""
+    server_round = message.content.config_records[CONFIG][SERVER_ROUND]
     params = from_record(message.content.array_records[ARRAYS])
-    return Broadcast(params, server_round, mu)
+    return Task(params, _int(server_round), _read_extra(message.content))
 
 
 def reply_content(update: ClientUpdate, *, train_loss: float, seconds: float) -> RecordDict:
-    """Return a client's reply; label counts travel only where ``update`` holds them."""
+    """Return a client's reply.
+
+    Label counts, checkpoints and a method's addition travel only where ``update`` holds them.
+    """
     metrics = MetricRecord(
         {
             NUM_EXAMPLES: update.num_examples,
@@ -129,30 +125,69 @@ def reply_content(update: ClientUpdate, *, train_loss: float, seconds: float) ->
     )
     if update.label_counts is not None:
         metrics[LABEL_COUNTS] = list(update.label_counts)
-    return RecordDict({ARRAYS: to_record(update.params), METRICS: metrics})
+    content = RecordDict({ARRAYS: to_record(update.params), METRICS: metrics})
+    for index, params in enumerate(update.checkpoints):
+        content[f"{CHECKPOINT}{index}"] = to_record(params)
+    _add_extra(content, update.extra)
+    return content
 
 
-def parse_reply(message: Message, template: Params, num_classes: int) -> ClientUpdate | Rejection:
-    """Return what a client's reply says, or why it cannot be believed.
+def _add_extra(content: RecordDict, extra: Extra) -> None:
+    if extra.tensors:
+        content[EXTRA] = to_record(extra.tensors)
+    if extra.numbers:
+        content[EXTRA_NUMBERS] = MetricRecord(dict(extra.numbers))
 
-    Parameters
+
+def _read_extra(content: RecordDict) -> Extra:
+    tensors, numbers = content.array_records.get(EXTRA), content.metric_records.get(EXTRA_NUMBERS)
+    return Extra(
+        tensors={} if tensors is None else from_record(tensors),
+        numbers={} if numbers is None else {k: _number(v) for k, v in numbers.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reply must be like.
+
+    Attributes
     ----------
     template
-        The broadcast surrogate: names, shapes and types that the reply must have, and
-        the point from which it must have moved.
+        The broadcast surrogate: names, shapes and types, and the point from which a reply must
+        have moved.
+    checkpoints
+        How many a client sends.
+    wrong
+        Says why a method's addition cannot be believed, or "".
     """
+
+    template: Params
+    num_classes: int
+    checkpoints: int
+    wrong: Callable[[Extra], str]
+
+
+def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejection:
+    """Return what a client's reply says, or why it cannot be believed."""
+    template = expected.template
     if message.has_error():
         return Rejection(f"the client failed: {message.error.reason}")
     try:
         arrays = message.content.array_records[ARRAYS]
         metrics = message.content.metric_records[METRICS]
         params = from_record(arrays)
+        passed = _read_checkpoints(message.content)
+        extra = _read_extra(message.content)
     except Exception as error:  # the bytes come from elsewhere and may be anything
         return Rejection(f"the reply cannot be read ({type(error).__name__}: {error})")
     reason = (
-        _wrong_metrics(metrics, num_classes)
+        _wrong_metrics(metrics, expected.num_classes)
         or _wrong_arrays(params, template)
         or _wrong_movement(params, template)
+        or _wrong_checkpoints(passed, expected)
+        or expected.wrong(extra)
+        or ("" if all_finite(extra.tensors) else "what it sends beside holds NaN or infinity")
     )
     if reason:
         return Rejection(reason)
@@ -162,7 +197,16 @@ def parse_reply(message: Message, template: Params, num_classes: int) -> ClientU
         params={name: params[name] for name in template},
         num_examples=_int(metrics[NUM_EXAMPLES]),
         label_counts=tuple(map(_int, counts)) if isinstance(counts, list) else None,
+        checkpoints=tuple({name: p[name] for name in template} for p in passed),
+        extra=extra,
     )
+
+
+def _read_checkpoints(content: RecordDict) -> list[Params]:
+    names = [name for name in content.array_records if name.startswith(CHECKPOINT)]
+    return [
+        from_record(content.array_records[f"{CHECKPOINT}{index}"]) for index in range(len(names))
+    ]
 
 
 def reported(message: Message) -> dict[str, float | None]:
@@ -290,6 +334,14 @@ def _wrong_movement(params: Params, template: Params) -> str:
     return ""
 
 
+def _wrong_checkpoints(passed: list[Params], expected: Expected) -> str:
+    """Return what is wrong with a client's checkpoints, or ""."""
+    if len(passed) != expected.checkpoints:
+        return f"it must send {expected.checkpoints} checkpoints, got {len(passed)}"
+    reasons = (_wrong_arrays(params, expected.template) for params in passed)
+    return next((f"a checkpoint: {reason}" for reason in reasons if reason), "")
+
+
 def _norm(params: Params) -> float:
     squares = [p.double().square().sum() for p in params.values()]
     return float(torch.stack(squares).sum().sqrt())
@@ -301,6 +353,12 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _number(value: object) -> float | int:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"a finite number was expected, got {value!r}")
+    return value
 
 
 def _int(value: object) -> int:

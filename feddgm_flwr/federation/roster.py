@@ -51,6 +51,11 @@ class Roster:
         """Parts the data are divided into; 0 if any known client has data of its own."""
         return min((i.num_partitions for i in self._known.values()), default=0)
 
+    @property
+    def population(self) -> int:
+        """How many clients are known, online or not; the parts of the data, where it is divided."""
+        return max(len({i.partition_id for i in self._known.values()}), self.num_partitions)
+
     def online(self, grid: Grid) -> dict[int, int]:
         """Return partition id -> node id of everyone online, in order of partition id.
 

@@ -9,9 +9,14 @@ from typing import Literal
 
 from flwr.app import Message
 
-from feddgm_flwr.core.params import Params
 from feddgm_flwr.core.state import ClientUpdate
-from feddgm_flwr.federation.messages import Rejection, parse_reply, reported
+from feddgm_flwr.federation.messages import (
+    Expected,
+    Rejection,
+    content_bytes,
+    parse_reply,
+    reported,
+)
 
 Kind = Literal["failed", "malformed", "late"]
 
@@ -38,6 +43,7 @@ class Accepted:
     update: ClientUpdate
     train_loss: float | None
     seconds: float | None
+    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,7 @@ class Screened:
 def screen(
     replies: Iterable[Message],
     asked: Mapping[str, int],
-    template: Params,
-    num_classes: int,
+    expected: Expected,
 ) -> Screened:
     """Judge every reply to the messages ``asked``.
 
@@ -77,7 +82,7 @@ def screen(
     for reply in replies:
         sender = asked.get(reply.metadata.reply_to_message_id)
         silent.discard(-1 if sender is None else sender)
-        verdict = _judge(reply, sender, accepted, template, num_classes)
+        verdict = _judge(reply, sender, accepted, expected)
         if isinstance(verdict, Accepted):
             accepted[verdict.update.partition_id] = verdict
         else:
@@ -93,12 +98,11 @@ def _judge(
     reply: Message,
     sender: int | None,
     accepted: Mapping[int, Accepted],
-    template: Params,
-    num_classes: int,
+    expected: Expected,
 ) -> Accepted | SetAside:
     if sender is None:
         return SetAside(None, "malformed", "it answers no message of this round")
-    parsed = parse_reply(reply, template, num_classes)
+    parsed = parse_reply(reply, expected)
     if isinstance(parsed, Rejection):
         kind: Kind = "failed" if reply.has_error() else "malformed"
         return SetAside(sender, kind, parsed.reason)
@@ -107,7 +111,7 @@ def _judge(
         return SetAside(sender, "malformed", reason)
     if sender in accepted:
         return SetAside(sender, "malformed", "it answered twice; the first one counts")
-    return Accepted(parsed, **reported(reply))
+    return Accepted(parsed, num_bytes=content_bytes(reply), **reported(reply))
 
 
 def _order(aside: SetAside) -> tuple[int, str]:

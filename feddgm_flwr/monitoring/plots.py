@@ -58,8 +58,14 @@ def draw_ownership(counts: Int[np.ndarray, "k m"], classes: Sequence[str], path:
 
 def draw_round(
     folder: Path, server_round: int, images: SyntheticSet, classes: Sequence[str]
-) -> None:
-    """Save and draw what a round distilled, and how that changed since the first round."""
+) -> Path:
+    """Save and draw what a round distilled, and how that changed since the first round.
+
+    Returns
+    -------
+    Path
+        Of the round's picture.
+    """
     stem = f"round_{server_round:03d}"
     save_images(images, folder / f"{stem}.npz")
     draw_grid(
@@ -69,6 +75,7 @@ def draw_round(
         title=f"Distilled images after round {server_round}",
     )
     draw_over_rounds(folder, classes, folder / "over_rounds.png")
+    return folder / f"{stem}.png"
 
 
 def draw_grid(images: SyntheticSet, classes: Sequence[str], path: Path, *, title: str) -> None:
@@ -171,7 +178,7 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
 def curves(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """Return line name -> (round, accuracy) points, names made unique by seed, then number."""
     lines: dict[str, list[tuple[int, float]]] = {}
-    strategies = [r["strategy"] for r in results]
+    methods = [r["method"] for r in results]
     for result in results:
         points: dict[str, list[tuple[int, float]]] = {}
         for done in result["rounds"]:
@@ -179,7 +186,7 @@ def curves(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
                 points.setdefault(model, []).append((done["round"], value))
         for model, line in points.items():
             name = f"{result['strategy']}, {model}"
-            if strategies.count(result["strategy"]) > 1:
+            if methods.count(result["method"]) > 1:
                 name += f", seed {result['seed']}"
             unique, number = name, 2
             while unique in lines:

@@ -45,6 +45,8 @@ class RoundResult:
         How many were accepted, failed, malformed, late.
     federated
         The clients' own score of the surrogate, where they were asked.
+    distilled
+        How each client's distillation went (``core.state.DistillReport``).
     """
 
     round: int
@@ -55,6 +57,11 @@ class RoundResult:
     bytes_down: int
     replies: dict[str, int]
     federated: dict[str, float] | None = None
+    distilled: list[dict[str, Any]] = field(default_factory=list)
+
+    def told(self) -> dict[str, Any]:
+        """Return the fields, as events and JSON have them."""
+        return asdict(self)
 
 
 @dataclass
@@ -70,7 +77,7 @@ class Results:
     def of(cls, config: RunConfig) -> "Results":
         """Return the results of a run that has not begun."""
         header = {
-            "strategy": config.strategy,
+            "method": config.method,
             "recipe": config.recipe,
             "dataset": config.data.name,
             "partition": config.data.partition,
@@ -96,7 +103,7 @@ class Results:
         return {
             **self.header,
             "initial": asdict(self.initial),
-            "rounds": [_without_none(asdict(r)) for r in self.rounds],
+            "rounds": [_without_none(r.told()) for r in self.rounds],
             "generator_only": self.generator_only,
             "versions": versions(),
         }

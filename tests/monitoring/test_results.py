@@ -19,8 +19,8 @@ ISSUE_KEYS = {
 ROUND_KEYS = {"round", "accuracy", "loss", "seconds", "bytes_up", "bytes_down"}
 
 
-def results(strategy="feddgm", rounds=2):
-    made = Results.of(RunConfig(strategy=strategy))
+def results(method="feddgm", rounds=2):
+    made = Results.of(RunConfig(method=method))
     made.initial = Scores({"surrogate": 0.1}, {"surrogate": 2.3})
     for number in range(1, rounds + 1):
         made.rounds.append(

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from feddgm_flwr.config import DistillConfig
 from feddgm_flwr.core.augment import augment
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
 from feddgm_flwr.core.distillation.matching import MatchingGradients, StepInput, matching_gradients
+from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.models import ConvNet

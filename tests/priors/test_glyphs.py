@@ -7,9 +7,9 @@ import feddgm_priors
 from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.generators import build_prior
-from feddgm_flwr.generators.bank import LatentBank
-from feddgm_flwr.generators.glyphs import match_classes
+from feddgm_flwr.priors import build_prior
+from feddgm_flwr.priors.bank import LatentBank
+from feddgm_flwr.priors.glyphs import match_classes
 
 DIGITS = tuple("0123456789")
 

@@ -10,8 +10,8 @@ from torch.nn import functional
 from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.generators import build_prior
-from feddgm_flwr.generators.autoencoder import Decoder, load_autoencoder
+from feddgm_flwr.priors import build_prior
+from feddgm_flwr.priors.autoencoder import Decoder, load_autoencoder
 
 SAVERS = {"kl": save_kl, "tiny": save_tiny, "vq": save_vq, "pooled": save_pooled}
 MAX_BLOCK = {"kl": 5, "tiny": 7, "vq": 4, "pooled": 7}
@@ -73,7 +73,7 @@ def test_every_feature_block_composes_to_the_image_of_block_zero(saved):
 def test_too_deep_a_feature_block_names_the_deepest(saved):
     kind, path = saved
     deepest = MAX_BLOCK[kind]
-    with pytest.raises(ValueError, match=f"generator.feature-block must be at most {deepest} "):
+    with pytest.raises(ValueError, match=f"prior.feature-block must be at most {deepest} "):
         prior_at(path, feature_block=deepest + 1)
 
 
@@ -185,7 +185,7 @@ def test_a_subfolder_is_looked_into(tmp_path):
 
 def test_a_missing_folder_gives_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"generator.path .*must be a hub id or a folder"):
+    with pytest.raises(ValueError, match=r"prior.path .*must be a hub id or a folder"):
         prior_at(tmp_path / "nowhere")
 
 
@@ -196,5 +196,5 @@ def test_a_foreign_class_is_named(tmp_path):
 
 
 def test_importing_generators_does_not_import_diffusers():
-    code = "import sys, feddgm_flwr.generators; assert 'diffusers' not in sys.modules"
+    code = "import sys, feddgm_flwr.priors; assert 'diffusers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

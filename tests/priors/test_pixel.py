@@ -5,7 +5,7 @@ import torch
 from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.generators import build_prior
+from feddgm_flwr.priors import build_prior
 
 SPEC = ImageSpec(3, 12, ("a", "b"), (0.5,) * 3, (0.2,) * 3)
 

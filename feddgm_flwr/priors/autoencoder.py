@@ -1,6 +1,6 @@
 """Any diffusers autoencoder as a frozen prior; latents live before or in its decoder.
 
-Decoders are cut into blocks, per family; ``generator.feature-block = n`` starts the
+Decoders are cut into blocks, per family; ``prior.feature-block = n`` starts the
 latents as the feature after the first n blocks (F_n in GLaD and the paper) and decodes
 through the rest:
 
@@ -27,8 +27,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.params import fingerprint
+from feddgm_flwr.priors.settings import PriorConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 POOL_GROUPS = 4
@@ -93,7 +94,7 @@ def load_autoencoder(path: str, subfolder: str = "") -> ModelMixin:
     ValueError
         It is not there, does not load, or is of no family in ``FAMILIES``.
     """
-    where = f"generator.path {path!r}" + (f" (subfolder {subfolder!r})" if subfolder else "")
+    where = f"prior.path {path!r}" + (f" (subfolder {subfolder!r})" if subfolder else "")
     inside = {"subfolder": subfolder} if subfolder else {}
     try:
         config = AutoencoderTiny.load_config(path, **inside)
@@ -190,7 +191,7 @@ class Decoder(nn.Module):
         blocks = decoder_blocks(model)
         if skip >= len(blocks):
             raise ValueError(
-                f"generator.feature-block must be at most {len(blocks) - 1} for this"
+                f"prior.feature-block must be at most {len(blocks) - 1} for this"
                 f" {type(model).__name__}, got {skip}; choose a smaller one"
             )
         self.first, self.rest = (
@@ -253,11 +254,16 @@ class AutoencoderPrior:
     def __init__(self, decoder: Decoder, spec: ImageSpec, image_scale: int = 1) -> None:
         if decoder.out_channels < spec.channels:
             raise ValueError(
-                f"generator.path makes images of {decoder.out_channels} channel,"
+                f"prior.path makes images of {decoder.out_channels} channel,"
                 f" the data set has {spec.channels}; choose an autoencoder for colour"
             )
         self._decoder, self._spec, self._scale = decoder, spec, image_scale
         self._side = -(-spec.size * image_scale // decoder.factor)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the decoder's weights."""
+        return fingerprint(self._decoder.state_dict())
 
     def sample(
         self, labels: Int[Tensor, " n"], *, rng: torch.Generator
@@ -286,7 +292,7 @@ def centre_crop(images: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n
     return images[..., start : start + size, start : start + size]
 
 
-def build_autoencoder_prior(config: GeneratorConfig, spec: ImageSpec) -> AutoencoderPrior:
+def build_autoencoder_prior(config: PriorConfig, spec: ImageSpec) -> AutoencoderPrior:
     """Return the prior at ``config.path``, for images of ``spec``."""
     model = load_autoencoder(config.path, config.subfolder)
     return AutoencoderPrior(Decoder(model, config.feature_block), spec, config.image_scale)

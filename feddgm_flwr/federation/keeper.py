@@ -1,8 +1,8 @@
 """How a round is kept: asking, waiting, screening, scoring, recording, resuming.
 
-The same for FedDGM and for Flower's own strategies; what is computed from the accepted replies is
-an ``Arithmetic``. A reply can fail, be late or be nonsense: it is set aside, said and counted, and
-the round goes on, if need be with the old model.
+The same for every method; what is computed from the accepted replies is a method's server half. A
+reply can fail, be late or be nonsense: it is set aside, said and counted, and the round goes on, if
+need be with the old model.
 """
 
 import logging
@@ -19,20 +19,32 @@ from flwr.app import (
     Message,
     MessageType,
     MetricRecord,
-    RecordDict,
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.core.algorithm import Emit
+from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.params import all_finite
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import RoundReport, ServerState
+from feddgm_flwr.core.telling import phase
+from feddgm_flwr.events import (
+    ClientAsked,
+    ClientRejected,
+    ClientReply,
+    Emit,
+    Phase,
+    PhaseEnd,
+    PhaseStart,
+    RoundEnd,
+    RoundStart,
+    Scored,
+)
 from feddgm_flwr.federation import checkpoint, messages
-from feddgm_flwr.federation.arithmetic import Arithmetic
 from feddgm_flwr.federation.roster import Roster
 from feddgm_flwr.federation.screening import Screened, screen
+from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
 
 logger = logging.getLogger(__name__)
@@ -52,14 +64,16 @@ class _Round:
     nodes: dict[int, int]
     sent: list[Message]
     screened: Screened | None = None
+    report: RoundReport | None = None
     kept: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
     federated: dict[str, float] | None = None
+    sent_at: float = 0.0
 
     def send(self, outgoing: list[Message]) -> list[Message]:
         """Note what goes out; Flower fills in the message ids of these very objects."""
-        self.sent = outgoing
+        self.sent, self.sent_at = outgoing, time.monotonic()
         self.bytes_down += sum(map(messages.content_bytes, outgoing))
         return outgoing
 
@@ -76,7 +90,7 @@ class _Round:
 
 
 class RoundKeeper(Strategy):
-    """Keeps rounds around an ``Arithmetic``.
+    """Keeps rounds around a method's server half.
 
     Parameters
     ----------
@@ -84,6 +98,8 @@ class RoundKeeper(Strategy):
         Where to go on from; round 0 or a checkpoint's.
     num_classes
         Of the data set.
+    prior
+        Fingerprint of the prior, "" without one; it goes into the checkpoint.
     out_dir
         The run folder; gets ``result.json`` and the checkpoint after every round.
     show
@@ -93,25 +109,22 @@ class RoundKeeper(Strategy):
     def __init__(
         self,
         config: RunConfig,
-        arithmetic: Arithmetic,
+        half: ServerHalf,
         state: ServerState,
         *,
         num_classes: int,
+        prior: str,
         results: Results,
         out_dir: Path,
         emit: Emit,
         score: Score,
         show: Show,
     ) -> None:
-        self._config, self._arithmetic, self._num_classes = (
-            config,
-            arithmetic,
-            num_classes,
-        )
-        self.state, self.results = state, results
+        self._config, self._half, self._num_classes = config, half, num_classes
+        self.state, self.results, self._prior = state, results, prior
         self._out_dir, self._emit, self._score, self._show = out_dir, emit, score, show
         self.roster = Roster(
-            min_clients=config.server.min_clients, wait_s=config.server.node_wait_s
+            min_clients=config.rounds.min_clients, wait_s=config.rounds.node_wait_s
         )
         self._done_before = state.server_round
         self._round = _Round(0, 0.0, {}, [])
@@ -126,7 +139,7 @@ class RoundKeeper(Strategy):
             grid,
             messages.to_record(self.state.surrogate),
             num_rounds=left,
-            timeout=self._config.server.round_timeout_s,
+            timeout=self._config.rounds.timeout_s,
             evaluate_fn=self.end_round,
         )
 
@@ -135,41 +148,67 @@ class RoundKeeper(Strategy):
         config = self._config
         logger.info(
             "%s: rounds %d to %d, %.0f %% of the clients a round, seed %d",
-            self._arithmetic.name,
+            config.method,
             self.state.server_round + 1,
             config.num_server_rounds,
-            100 * config.server.fraction_train,
+            100 * config.rounds.fraction_train,
             config.seed,
         )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Sample partition ids and broadcast the surrogate to them."""
+        """Sample partition ids and send the surrogate, and what the method adds, to them."""
         number, began = self._done_before + server_round, time.monotonic()
-        online = self.roster.online(grid)
+        with phase("wait", number, self._emit):
+            online = self.roster.online(grid)
         chosen = self._sample(list(online), number)
         self._round = _Round(number, began, {p: online[p] for p in chosen}, [])
         self.results.header["clients"] = max(self.results.header["clients"], len(online))
         self._emit(
-            "round-start",
-            round=number,
-            rounds=self._config.num_server_rounds,
-            clients=chosen,
-            online=len(online),
+            RoundStart(
+                round=number,
+                rounds=self._config.num_server_rounds,
+                clients=tuple(chosen),
+                online=len(online),
+            )
         )
-        mu = self._config.baseline.proximal_mu if self._arithmetic.name == "fedprox" else 0.0
-        content = messages.train_message_content(self.state.surrogate, number, proximal_mu=mu)
+        return self._ask(
+            "clients",
+            MessageType.TRAIN,
+            {p: Task(self.state.surrogate, number, self._half.down(self.state, p)) for p in chosen},
+        )
+
+    def _ask(self, name: Phase, message_type: str, tasks: dict[int, Task]) -> list[Message]:
+        """Return a message a client, and tell; Flower sends them and waits."""
+        now = self._round
         # A list, not a generator: in deployment Flower walks it twice.
-        return self._round.send(
-            [_message(content, node, MessageType.TRAIN) for node in self._round.nodes.values()]
+        outgoing = now.send(
+            [
+                Message(
+                    content=messages.task_content(task),
+                    dst_node_id=now.nodes[partition_id],
+                    message_type=message_type,
+                )
+                for partition_id, task in tasks.items()
+            ]
         )
+        self._emit(PhaseStart(round=now.number, phase=name))
+        for partition_id, message in zip(tasks, outgoing, strict=True):
+            size = messages.content_bytes(message)
+            self._emit(ClientAsked(round=now.number, partition_id=partition_id, num_bytes=size))
+        return outgoing
+
+    def _answered(self, name: Phase, replies: Iterable[Message]) -> list[Message]:
+        """Return the replies, and tell that the wait for them is over."""
+        now = self._round
+        seconds = time.monotonic() - now.sent_at
+        self._emit(PhaseEnd(round=now.number, phase=name, seconds=seconds))
+        return now.receive(replies)
 
     def _sample(self, partition_ids: list[int], server_round: int) -> list[int]:
         """Return this round's clients, keyed by partition id so that a seed means the same."""
-        server = self._config.server
-        count = round(server.fraction_train * len(partition_ids))
-        count = min(max(count, server.min_clients), len(partition_ids))
+        count = max(1, round(self._config.rounds.fraction_train * len(partition_ids)))
         rng = derive(self._config.seed, "sample", server_round)
         order = torch.randperm(len(partition_ids), generator=rng)[:count]
         return sorted(partition_ids[i] for i in order)
@@ -177,52 +216,56 @@ class RoundKeeper(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Screen the replies and let the arithmetic make the next state of the rest."""
+        """Screen the replies and let the method make the next state of the rest."""
         now = self._round
-        screened = screen(
-            now.receive(replies), now.asked(), self.state.surrogate, self._num_classes
+        expected = messages.Expected(
+            self.state.surrogate,
+            self._num_classes,
+            self._config.client.checkpoints,
+            self._half.wrong,
         )
-        now.screened = screened
-        self._tell(screened)
-        began = time.monotonic()
-        if screened.accepted:
-            self._advance(screened)
+        now.screened = screen(self._answered("clients", replies), now.asked(), expected)
+        self._tell(now.screened)
+        if now.screened.accepted:
+            self._advance(now.screened)
         else:
             now.kept = "no reply could be used"
         if now.kept:
             logger.warning("round %d keeps the old model: %s", now.number, now.kept)
             self.state = replace(self.state, server_round=now.number)
-        self._emit("models-trained", round=now.number, seconds=time.monotonic() - began)
-        metrics = MetricRecord({"clients": len(screened.accepted)})
+        metrics = MetricRecord({"clients": len(now.screened.accepted)})
         return messages.to_record(self.state.surrogate), metrics
 
     def _advance(self, screened: Screened) -> None:
-        """Take the arithmetic's next state, unless it is broken."""
-        state, report = self._arithmetic.aggregate(self.state, screened.updates)
+        """Take the method's next state, unless it is broken."""
+        state, report = self._half.advance(
+            self.state, screened.updates, population=self.roster.population
+        )
         if not all(map(all_finite, (state.surrogate, *state.global_models.values()))):
             self._round.kept = "the new one holds NaN or infinity"
             return
-        self.state = state
-        if report is not None:
-            self._show(self._round.number, report)
+        self.state, self._round.report = state, report
 
     def _tell(self, screened: Screened) -> None:
         for a in screened.accepted:
             self._emit(
-                "client-reply",
-                round=self._round.number,
-                partition_id=a.update.partition_id,
-                num_examples=a.update.num_examples,
-                train_loss=a.train_loss,
-                seconds=a.seconds,
+                ClientReply(
+                    round=self._round.number,
+                    partition_id=a.update.partition_id,
+                    num_examples=a.update.num_examples,
+                    train_loss=a.train_loss,
+                    seconds=a.seconds,
+                    num_bytes=a.num_bytes,
+                )
             )
         for s in screened.set_aside:
             self._emit(
-                "client-rejected",
-                round=self._round.number,
-                partition_id=s.partition_id,
-                reply=s.kind,
-                reason=s.reason,
+                ClientRejected(
+                    round=self._round.number,
+                    partition_id=s.partition_id,
+                    reply=s.kind,
+                    reason=s.reason,
+                )
             )
 
     def configure_evaluate(
@@ -230,20 +273,20 @@ class RoundKeeper(Strategy):
     ) -> list[Message]:
         """Ask the round's clients to score the new surrogate, where that is wanted."""
         now = self._round
-        if not self._config.server.federated_evaluation:
+        if not self._config.rounds.federated_evaluation:
             return []
-        content = messages.train_message_content(self.state.surrogate, now.number)
-        return now.send(
-            [_message(content, node, MessageType.EVALUATE) for node in now.nodes.values()]
-        )
+        task = Task(self.state.surrogate, now.number)
+        return self._ask("evaluate", MessageType.EVALUATE, dict.fromkeys(now.nodes, task))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Average the clients' scores by their numbers of test images."""
         now = self._round
+        if not self._config.rounds.federated_evaluation:
+            return None
         scores = []
-        for reply in now.receive(replies):
+        for reply in self._answered("evaluate", replies):
             score = messages.parse_evaluation(reply)
             if isinstance(score, messages.Rejection):
                 sender = now.asked().get(reply.metadata.reply_to_message_id)
@@ -266,7 +309,10 @@ class RoundKeeper(Strategy):
         """Score, record and save; round 0 is the fresh surrogate's score."""
         if server_round == 0 and self._done_before:
             return None
-        scores = self._score(self.state)
+        number = self._round.number
+        with phase("score", number, self._emit):
+            scores = self._score(self.state)
+        self._emit(Scored(round=number, accuracy=scores.accuracy, loss=scores.loss))
         if server_round == 0:
             self.results.initial = scores
             self.results.save(self._out_dir)
@@ -277,6 +323,7 @@ class RoundKeeper(Strategy):
     def _record(self, scores: Scores) -> None:
         now = self._round
         assert now.screened is not None
+        reports = () if now.report is None else now.report.distilled
         done = RoundResult(
             round=now.number,
             accuracy=scores.accuracy,
@@ -291,20 +338,25 @@ class RoundKeeper(Strategy):
                 "late": now.screened.count("late"),
             },
             federated=now.federated,
+            distilled=[asdict(report) for report in reports],
         )
         self.results.rounds.append(done)
-        self.results.save(self._out_dir)
-        self._checkpoint()
-        self._emit("round-end", **asdict(done), kept=now.kept, eta_s=self._left_s())
+        with phase("save", now.number, self._emit):
+            self.results.save(self._out_dir)
+            self._checkpoint()
+        # Only now: a picture must not cost a round.
+        if now.report is not None:
+            self._show(now.number, now.report)
+        self._emit(RoundEnd(**done.told(), kept=now.kept, eta_s=self._left_s()))
 
     def _checkpoint(self) -> None:
         checkpoint.save(
             self._out_dir,
             checkpoint.Checkpoint(
                 state=self.state,
-                memory=self._arithmetic.memory(),
                 results=self.results.to_dict(),
                 config=self._config.flat(),
+                prior=self._prior,
             ),
         )
 
@@ -312,7 +364,3 @@ class RoundKeeper(Strategy):
         spent = [r.seconds for r in self.results.rounds[self._done_before :]]
         left = self._config.num_server_rounds - self.state.server_round
         return left * sum(spent) / len(spent)
-
-
-def _message(content: RecordDict, node: int, message_type: str) -> Message:
-    return Message(content=content, dst_node_id=node, message_type=message_type)

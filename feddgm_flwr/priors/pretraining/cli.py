@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from feddgm_flwr.generators.bank import LatentBank
-from feddgm_flwr.generators.pretraining.sources import GlyphSource, Source, read_folder
+from feddgm_flwr.priors.bank import LatentBank
+from feddgm_flwr.priors.pretraining.sources import GlyphSource, Source, read_folder
 
 COLUMNS = 20
 """Samples a class in the picture."""
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     from tqdm import tqdm
 
-    from feddgm_flwr.generators.pretraining.train import (
+    from feddgm_flwr.priors.pretraining.train import (
         CHECKPOINT,
         Pretraining,
         fit,

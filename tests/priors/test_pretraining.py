@@ -8,12 +8,12 @@ from PIL import Image
 from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.generators import build_prior
-from feddgm_flwr.generators.pretraining import cli
-from feddgm_flwr.generators.pretraining.fonts import CLASSES, rasterise, thin
-from feddgm_flwr.generators.pretraining.ink import Hand, draw
-from feddgm_flwr.generators.pretraining.sources import FolderSource, read_folder
-from feddgm_flwr.generators.pretraining.train import CHECKPOINT, Pretraining, fit
+from feddgm_flwr.priors import build_prior
+from feddgm_flwr.priors.pretraining import cli
+from feddgm_flwr.priors.pretraining.fonts import CLASSES, rasterise, thin
+from feddgm_flwr.priors.pretraining.ink import Hand, draw
+from feddgm_flwr.priors.pretraining.sources import FolderSource, read_folder
+from feddgm_flwr.priors.pretraining.train import CHECKPOINT, Pretraining, fit
 
 
 def noise_source(classes=("a", "b")):
@@ -106,7 +106,7 @@ def test_an_interrupted_run_ends_where_the_whole_one_ends(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("feddgm_flwr.generators.pretraining.train.SAVE_EVERY", 2)
+        patch.setattr("feddgm_flwr.priors.pretraining.train.SAVE_EVERY", 2)
         with pytest.raises(KeyboardInterrupt):
             fit(tiny_run(), source, tmp_path / "parts", on_step=interrupt)
         steps = []

@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.core.images import ImageSpec
-from feddgm_flwr.generators.autoencoder import Decoder, load_autoencoder
-from feddgm_flwr.generators.bank import FILE, LatentBank
+from feddgm_flwr.core.params import fingerprint
+from feddgm_flwr.priors.autoencoder import Decoder, load_autoencoder
+from feddgm_flwr.priors.bank import FILE, LatentBank
+from feddgm_flwr.priors.settings import PriorConfig
 
 
 class GlyphPrior:
@@ -25,8 +26,8 @@ class GlyphPrior:
     def __init__(self, decoder: Decoder, bank: LatentBank, spec: ImageSpec) -> None:
         if decoder.out_channels != spec.channels:
             raise ValueError(
-                f"generator.kind 'glyphs' makes images of {decoder.out_channels}"
-                f" channel(s), the data set has {spec.channels}; use generator.kind"
+                f"prior.kind 'glyphs' makes images of {decoder.out_channels}"
+                f" channel(s), the data set has {spec.channels}; use prior.kind"
                 " pixel or autoencoder, or a prior of your own (feddgm-pretrain --images)"
             )
         self._decoder, self._bank, self._size = decoder, bank, spec.size
@@ -36,6 +37,12 @@ class GlyphPrior:
     def conditional(self) -> bool:
         """Whether the bank knows every class of the data set."""
         return self._classes is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the decoder's weights and the bank."""
+        bank = {"bank.codes": self._bank.codes, "bank.labels": self._bank.labels}
+        return fingerprint(self._decoder.state_dict() | bank)
 
     def sample(
         self, labels: Int[Tensor, " n"], *, rng: torch.Generator
@@ -70,7 +77,7 @@ def match_classes(wanted: tuple[str, ...], known: tuple[str, ...]) -> tuple[int,
     return None if None in found else tuple(i for i in found if i is not None)
 
 
-def build_glyph_prior(config: GeneratorConfig, spec: ImageSpec) -> GlyphPrior:
+def build_glyph_prior(config: PriorConfig, spec: ImageSpec) -> GlyphPrior:
     """Return the prior at ``config.path``, or the one that ships.
 
     Raises
@@ -81,7 +88,7 @@ def build_glyph_prior(config: GeneratorConfig, spec: ImageSpec) -> GlyphPrior:
     folder = Path(config.path, config.subfolder) if config.path else shipped("glyphs")
     if not (folder / FILE).is_file():
         raise ValueError(
-            f"generator.path {config.path!r} must be a folder made by feddgm-pretrain,"
+            f"prior.path {config.path!r} must be a folder made by feddgm-pretrain,"
             f" and {folder / FILE} is missing; pip install the project where the"
             " ServerApp runs, or run feddgm-pretrain"
         )
@@ -101,7 +108,7 @@ def shipped(name: str) -> Path:
         import feddgm_priors
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"generator.kind {name!r} needs the package feddgm_priors, which is not"
+            f"prior.kind {name!r} needs the package feddgm_priors, which is not"
             " installed here; pip install the project where the ServerApp runs"
         ) from error
     return feddgm_priors.path(name)

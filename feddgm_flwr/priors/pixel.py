@@ -19,6 +19,11 @@ class PixelPrior:
     spec: ImageSpec
     conditional: bool = False
 
+    @property
+    def fingerprint(self) -> str:
+        """There is nothing to tell apart."""
+        return "pixel"
+
     def sample(
         self, labels: Int[Tensor, " n"], *, rng: torch.Generator
     ) -> Float[Tensor, "n c h w"]:

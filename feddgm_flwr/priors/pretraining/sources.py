@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from feddgm_flwr.generators.pretraining.fonts import CLASSES, GREEK, Masters, masters
-from feddgm_flwr.generators.pretraining.ink import Hand, draw
+from feddgm_flwr.priors.pretraining.fonts import CLASSES, GREEK, Masters, masters
+from feddgm_flwr.priors.pretraining.ink import Hand, draw
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 

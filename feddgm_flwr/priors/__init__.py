@@ -3,12 +3,12 @@
 Importing this module costs nothing; diffusers is imported by the prior that needs it.
 """
 
-from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.prior import Prior
+from feddgm_flwr.priors.settings import PriorConfig
 
 
-def build_prior(config: GeneratorConfig, spec: ImageSpec) -> Prior:
+def build_prior(config: PriorConfig, spec: ImageSpec) -> Prior:
     """Return the prior that ``config`` names, for images of ``spec``.
 
     Raises
@@ -18,14 +18,14 @@ def build_prior(config: GeneratorConfig, spec: ImageSpec) -> Prior:
     """
     match config.kind:
         case "pixel":
-            from feddgm_flwr.generators.pixel import PixelPrior
+            from feddgm_flwr.priors.pixel import PixelPrior
 
             return PixelPrior(spec)
         case "autoencoder":
-            from feddgm_flwr.generators.autoencoder import build_autoencoder_prior
+            from feddgm_flwr.priors.autoencoder import build_autoencoder_prior
 
             return build_autoencoder_prior(config, spec)
         case "glyphs":
-            from feddgm_flwr.generators.glyphs import build_glyph_prior
+            from feddgm_flwr.priors.glyphs import build_glyph_prior
 
             return build_glyph_prior(config, spec)

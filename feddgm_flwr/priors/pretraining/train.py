@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from feddgm_flwr.core.seeding import derive, derive_seed
-from feddgm_flwr.generators.bank import LatentBank
-from feddgm_flwr.generators.pretraining.sources import Source
+from feddgm_flwr.priors.bank import LatentBank
+from feddgm_flwr.priors.pretraining.sources import Source
 
 CHECKPOINT = "checkpoint.pt"
 SAVE_EVERY = 250

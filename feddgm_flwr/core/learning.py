@@ -1,0 +1,219 @@
+"""How models learn from synthetic images, and the settings of it (paper, step 5).
+
+Knows nothing of where the images come from. Weights are state dicts, on the CPU.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from feddgm_flwr.core.augment import ALL_NAMES
+from feddgm_flwr.core.models import GLOBAL_MODELS
+from feddgm_flwr.core.settings import Settings, Words, restated, setting
+from feddgm_flwr.core.synthetic import SyntheticSet
+from feddgm_flwr.core.telling import Pace
+from feddgm_flwr.core.training import TrainConfig, train
+from feddgm_flwr.events import Emit, Trained, TrainingFailed, TrainProgress
+
+
+def name_list(names: str) -> tuple[str, ...]:
+    """Return comma-separated names, in order, without repeats."""
+    return tuple(dict.fromkeys(n.strip() for n in names.split(",") if n.strip()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnionConfig(TrainConfig):
+    """The union of all clients' images, and how the next surrogate learns from it."""
+
+    section: ClassVar[str] = "union"
+
+    surrogate_update: Literal["synthetic", "aggregate", "aggregate+synthetic"] = setting(
+        "aggregate+synthetic",
+        "The next surrogate: the old one trained on the union, the mean of the replies, or the "
+        "mean of the replies trained on the union.",
+        paper="synthetic",
+    )
+    epochs: int = restated(
+        TrainConfig, "epochs", 20, meaning="Passes of the surrogate over the union.", paper=1000
+    )
+    lr: float = restated(TrainConfig, "lr", 0.003, paper=0.01)
+    momentum: float = restated(TrainConfig, "momentum", 0.9, paper=0.0)
+    batch_size: int = restated(TrainConfig, "batch_size", 64, paper=256)
+    augment: str = restated(TrainConfig, "augment", "", paper=ALL_NAMES)
+    weight_by_examples: bool = setting(
+        False,
+        "Weigh a client's images by its example count, so that n_i speaks in the union too.",
+    )
+    replay_rounds: int = setting(
+        1, "Rounds whose synthetic sets make up the union; 1 is this round's alone.", ge=1
+    )
+    prior_images_per_class: int = setting(
+        30,
+        "Fresh samples of the prior added to the union each round, where it knows the classes.",
+        ge=0,
+        paper=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalModelConfig(TrainConfig):
+    """The larger models that the server trains on the union."""
+
+    section: ClassVar[str] = "global-model"
+
+    names: str = setting(
+        "",
+        f'Comma-separated, of {", ".join(GLOBAL_MODELS)}; "" for none.',
+        words=Words(
+            fit=lambda names: set(name_list(names)) <= set(GLOBAL_MODELS),
+            expected=f"names of {GLOBAL_MODELS} joined by ','",
+        ),
+    )
+    epochs: int = restated(
+        TrainConfig,
+        "epochs",
+        30,
+        meaning="Passes over the union, each round; training goes on from the last round's "
+        "weights.",
+        paper=1000,
+    )
+    lr: float = restated(TrainConfig, "lr", 0.03, paper=0.01)
+    momentum: float = restated(TrainConfig, "momentum", 0.9)
+    weight_decay: float = restated(TrainConfig, "weight_decay", 5e-4, paper=1e-5)
+    batch_size: int = restated(TrainConfig, "batch_size", 64, paper=256)
+    augment: str = restated(TrainConfig, "augment", "", paper=ALL_NAMES)
+
+    @property
+    def name_list(self) -> tuple[str, ...]:
+        """The names in `names`, in order, without repeats."""
+        return name_list(self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig(Settings):
+    """What the prior teaches before any client is asked: the start, and the control."""
+
+    section: ClassVar[str] = "start"
+
+    weights: Literal["method", "random", "prior"] = setting(
+        "method",
+        "The first models: fresh weights, or trained on samples of the prior alone, if it knows "
+        "the classes. `method` is `prior` for feddgm and `random` for the others.",
+        paper="random",
+    )
+    epochs: int = setting(20, "Passes of the surrogate over those samples.", ge=0)
+    lr: float = setting(0.02, "Learning rate of the same.", gt=0)
+    global_model_epochs: int = setting(5, "Passes of the global models over those samples.", ge=0)
+    control: bool = setting(
+        True,
+        "Report the control too: models that learn from the prior alone, where the run has one.",
+        may_differ=True,
+    )
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model that learns on the server.
+
+    Attributes
+    ----------
+    name
+        "surrogate", or the global model's.
+    module
+        The architecture; its weights are scratch space.
+    device
+        Where it is trained.
+    """
+
+    name: str
+    module: nn.Module
+    config: TrainConfig
+    device: torch.device
+
+    def briefly(self, epochs: int, lr: float | None = None) -> "Learner":
+        """Return the same model under a shorter training."""
+        lr = self.config.lr if lr is None else lr
+        return replace(self, config=replace(self.config, epochs=epochs, lr=lr))
+
+    def learn(
+        self,
+        weights: Mapping[str, Tensor],
+        lessons: SyntheticSet,
+        *,
+        rng: torch.Generator,
+        server_round: int,
+        emit: Emit,
+    ) -> dict[str, Tensor]:
+        """Return ``weights`` after training on ``lessons``.
+
+        They stay as they are where there are no images, and where training diverges, which is
+        told, never raised.
+        """
+        if not len(lessons):
+            return dict(weights)
+        began = time.perf_counter()
+        self.module.load_state_dict(weights)
+        self.module.to(self.device)
+        try:
+            loss = self._train(lessons, rng, server_round, emit)
+        except FloatingPointError as error:
+            emit(TrainingFailed(round=server_round, model=self.name, reason=str(error)))
+            return dict(weights)
+        finally:
+            self.module.to("cpu")
+        emit(
+            Trained(
+                round=server_round,
+                model=self.name,
+                images=len(lessons),
+                epochs=self.config.epochs,
+                loss=loss,
+                seconds=time.perf_counter() - began,
+            )
+        )
+        return copied(self.module.state_dict())
+
+    def _train(
+        self, lessons: SyntheticSet, rng: torch.Generator, server_round: int, emit: Emit
+    ) -> float:
+        pace, epochs = Pace(), self.config.epochs
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            emit(
+                TrainProgress(
+                    round=server_round,
+                    model=self.name,
+                    epoch=epoch,
+                    epochs=epochs,
+                    loss=loss,
+                    eta_s=pace.left_s(epoch / epochs),
+                )
+            )
+
+        weights = lessons.weights / lessons.weights.mean()
+        return train(
+            self.module,
+            lessons.images.to(self.device),
+            lessons.targets.to(self.device),
+            self.config,
+            weights=weights.to(self.device),
+            rng=rng,
+            on_epoch=on_epoch,
+        )
+
+
+@dataclass(frozen=True)
+class Learners:
+    """All models that learn on the server."""
+
+    surrogate: Learner
+    global_models: Mapping[str, Learner]
+
+
+def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return detached copies on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in weights.items()}

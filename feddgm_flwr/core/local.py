@@ -1,0 +1,125 @@
+"""The device's half of a round: train the broadcast surrogate on own images (paper, step 2).
+
+Knows no Flower, no data set and no other client. A method's rule (FedProx, SCAFFOLD, ...) comes in
+as a ``Rule``.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.params import Params, load_params, params_of
+from feddgm_flwr.core.settings import restated, setting
+from feddgm_flwr.core.state import Extra
+from feddgm_flwr.core.training import Rule, TrainConfig, steps_of, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig(TrainConfig):
+    """Local training on a device."""
+
+    section: ClassVar[str] = "client"
+
+    epochs: int = restated(TrainConfig, "epochs", 5, meaning="Local epochs a round.", paper=20)
+    lr: float = restated(TrainConfig, "lr", 0.05, paper=0.01)
+    batch_size: int = restated(TrainConfig, "batch_size", 32, paper=256)
+    checkpoints: int = setting(
+        0,
+        "Moments of its run, evenly spaced, whose parameters a client sends beside its end point; "
+        "distillation then matches the path. Each costs one more surrogate on the way up.",
+        ge=0,
+    )
+    share_label_counts: bool = setting(
+        False,
+        "Send the number of images per class too; otherwise the server infers only *which* "
+        "classes a client owns, from the reply it has anyway.",
+    )
+    threads: int = setting(
+        1,
+        "CPU threads of one client; 1 keeps simulated clients from fighting for cores.",
+        ge=1,
+        may_differ=True,
+    )
+    device: str = setting("auto", "`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server asks of a client in a round.
+
+    Attributes
+    ----------
+    params
+        theta_t.
+    extra
+        What the method sends beside it.
+    """
+
+    params: Params
+    server_round: int
+    extra: Extra = field(default_factory=Extra)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A client's training: where it ended, and what it passed.
+
+    Attributes
+    ----------
+    checkpoints
+        Parameters at evenly spaced moments, start and end excluded.
+    steps
+        Gradient steps made.
+    loss
+        Mean loss of the last epoch.
+    """
+
+    params: Params
+    checkpoints: tuple[Params, ...]
+    steps: int
+    loss: float
+
+
+def walk(
+    model: nn.Module,
+    data: ImageSet,
+    task: Task,
+    config: ClientConfig,
+    rule: Rule,
+    *,
+    rng: torch.Generator,
+    device: torch.device,
+) -> Walk:
+    """Train ``model`` from the task's parameters on ``data``; its weights are scratch space."""
+    load_params(model, task.params)
+    model.to(device)
+    steps = steps_of(len(data), config)
+    marks = checkpoint_steps(steps, config.checkpoints)
+    passed: list[Params] = []
+
+    def on_step(step: int) -> None:
+        passed.extend(on_cpu(params_of(model)) for mark in marks if mark == step)
+
+    loss = train(
+        model,
+        data.images.to(device),
+        data.labels.to(device),
+        config,
+        rng=rng,
+        rule=rule,
+        on_step=on_step if marks else None,
+    )
+    return Walk(on_cpu(params_of(model)), tuple(passed), steps, loss)
+
+
+def checkpoint_steps(steps: int, count: int) -> list[int]:
+    """Return after which of ``steps`` the ``count`` checkpoints are taken: at j / (count + 1)."""
+    return [max(1, round(steps * j / (count + 1))) for j in range(1, count + 1)] if steps else []
+
+
+def on_cpu(params: Params) -> Params:
+    """Return ``params`` as they travel."""
+    return {name: p.cpu() for name, p in params.items()}

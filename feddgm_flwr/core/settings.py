@@ -1,0 +1,204 @@
+"""A setting is declared once, beside what it configures.
+
+``setting`` gives a dataclass field its default, meaning, range, its value under
+``recipe = "paper"`` and whether a resumed run may change it; ``Settings`` checks the ranges where a
+value enters. Error texts, docs/config.md, the resume check and the recipes all read these
+declarations (``feddgm_flwr.config``). Knows no section by name, no file and no Flower.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+Scalar = bool | int | float | str
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """Which strings a setting takes, where a list of choices does not say it.
+
+    Attributes
+    ----------
+    fit
+        Whether a value is allowed.
+    expected
+        The same for people.
+    """
+
+    fit: Callable[[str], bool]
+    expected: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What is said of a setting beside its type and default.
+
+    Attributes
+    ----------
+    ge, gt, le, lt
+        Bounds of a number.
+    words
+        Bounds of a string.
+    paper
+        Its value under ``recipe = "paper"``, if other than the default.
+    may_differ
+        Whether a resumed run may change it: it says where, how fast or what to report, never what
+        is computed.
+    only
+        Field of the same section -> the values under which this one is read at all.
+    """
+
+    meaning: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    words: Words | None = None
+    paper: Any = None
+    may_differ: bool = False
+    only: Mapping[str, tuple[Scalar, ...]] = dataclasses.field(default_factory=dict)
+
+    def allows(self, value: Scalar) -> bool:
+        """Whether ``value`` is within the bounds."""
+        if isinstance(value, str):
+            return self.words is None or self.words.fit(value)
+        return math.isfinite(value) and not (
+            (self.ge is not None and value < self.ge)
+            or (self.gt is not None and value <= self.gt)
+            or (self.le is not None and value > self.le)
+            or (self.lt is not None and value >= self.lt)
+        )
+
+    @property
+    def expected(self) -> str:
+        """The bounds in words; "" without any."""
+        if self.words is not None:
+            return self.words.expected
+        low, high = (self.ge, self.gt), (self.le, self.lt)
+        if any(b is not None for b in low) and any(b is not None for b in high):
+            opening = f"[{self.ge:g}" if self.ge is not None else f"({self.gt:g}"
+            return f"in {opening}, " + (f"{self.le:g}]" if self.le is not None else f"{self.lt:g})")
+        if self.gt is not None:
+            return f"greater than {self.gt:g}"
+        if self.ge is not None:
+            return f">= {self.ge:g}"
+        return ""
+
+
+def setting(
+    default: T,
+    meaning: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    words: Words | None = None,
+    paper: T | None = None,
+    may_differ: bool = False,
+    only: Mapping[str, tuple[Scalar, ...]] | None = None,
+) -> T:
+    """Declare a field of ``Settings``; see ``About``."""
+    about = About(
+        meaning=meaning,
+        ge=ge,
+        gt=gt,
+        le=le,
+        lt=lt,
+        words=words,
+        paper=paper,
+        may_differ=may_differ,
+        only=only or {},
+    )
+    field: T = dataclasses.field(default=default, metadata={"about": about})
+    return field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A section of the configuration: frozen, and within its bounds from the start.
+
+    Raises
+    ------
+    ValueError
+        A value out of bounds, or not finite.
+    """
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            about = f.metadata.get("about")
+            if about is None:
+                continue  # a section within a section
+            value = getattr(self, f.name)
+            expected = about.expected or "a finite number"
+            check(about.allows(value), key_of(type(self), f.name), value, expected)
+
+
+def check(ok: bool, key: str, value: object, expected: str) -> None:
+    """Raise a sentence with key, value, expectation and remedy unless ``ok``."""
+    if not ok:
+        raise ValueError(f"{key} must be {expected}, got {value!r}; change it with -c")
+
+
+def key_of(section: type[Settings], name: str) -> str:
+    """Return the dotted kebab-case key of a section's field."""
+    prefix = f"{section.section}." if section.section else ""
+    return prefix + name.replace("_", "-")
+
+
+def typed(key: str, value: Scalar, hint: Any) -> Scalar:  # noqa: ANN401
+    """Return ``value`` as ``hint`` asks; an int is accepted for a float, nothing else bends.
+
+    Raises
+    ------
+    TypeError
+        Another type.
+    ValueError
+        Not one of the choices.
+    """
+    if get_origin(hint) is Literal:
+        check(value in get_args(hint), key, value, f"one of {get_args(hint)}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    fits: bool = type(value) is hint
+    if fits:
+        return value
+    raise TypeError(
+        f"{key} must be {hint.__name__}, got {value!r} ({type(value).__name__}); change it with -c"
+    )
+
+
+def about_of(section: type[Settings]) -> dict[str, About]:
+    """Return what is said of each setting of ``section``, by field name."""
+    return {f.name: f.metadata["about"] for f in own_fields(section)}
+
+
+def own_fields(section: type[Settings]) -> list[dataclasses.Field[Any]]:
+    """Return the fields that are settings, not sections."""
+    return [f for f in dataclasses.fields(section) if "about" in f.metadata]
+
+
+def hints_of(section: type[Settings]) -> dict[str, Any]:
+    """Return the type of each field."""
+    return get_type_hints(section)
+
+
+def restated(
+    base: type[Settings],
+    name: str,
+    default: T,
+    *,
+    meaning: str = "",
+    paper: T | None = None,
+) -> T:
+    """Declare a field that ``base`` has, with a default of its own and the same bounds."""
+    about = about_of(base)[name]
+    about = dataclasses.replace(about, meaning=meaning or about.meaning, paper=paper)
+    field: T = dataclasses.field(default=default, metadata={"about": about})
+    return field

@@ -1,0 +1,87 @@
+"""The run's folder: which one it is, and the pictures and models that a run leaves there."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.state import RoundReport, ServerState
+from feddgm_flwr.data.partition import counts, partition
+from feddgm_flwr.events import Emit, ImagesDrawn
+from feddgm_flwr.federation import checkpoint
+from feddgm_flwr.federation.server_data import server_images
+from feddgm_flwr.monitoring import plots
+from feddgm_flwr.monitoring.files import write_atomically
+from feddgm_flwr.monitoring.results import Results
+
+logger = logging.getLogger(__name__)
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Return the run's folder.
+
+    Raises
+    ------
+    ValueError
+        It is relative, or holds another run that would be lost.
+    """
+    if not config.out_dir:
+        if config.resume:
+            raise ValueError("resume = true needs out-dir, got ''; name the run's folder")
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-{config.seed}"
+        return Path.home() / "feddgm-runs" / name
+    folder = Path(config.out_dir)
+    if not folder.is_absolute():
+        raise ValueError(
+            f"out-dir must be an absolute path, got {config.out_dir!r}, because the ServerApp "
+            "runs in a folder of Flower's choice; write the whole path"
+        )
+    if (folder / checkpoint.FILE).exists() and not config.resume:
+        raise ValueError(
+            f"out-dir must be a new folder, got {config.out_dir!r}, which holds a run; "
+            "go on with that run by resume = true, or name another folder"
+        )
+    return folder
+
+
+def draw_owners(config: RunConfig, spec: ImageSpec, num_partitions: int, folder: Path) -> None:
+    """Draw who owns what, where the clients' data are parts of a set that is here too."""
+    if num_partitions == 0:
+        logger.info("no picture of who owns what: the clients have data of their own")
+        return
+    data = server_images(config.data, "train")
+    if data is None:
+        return
+    labels = data.labels.numpy()
+    parts = partition(labels, config.data, num_clients=num_partitions, seed=config.seed)
+    owned = counts(parts, labels, spec.num_classes)
+    plots.draw_ownership(owned.T, spec.classes, folder / "owners.png")
+
+
+def draw_round(folder: Path, spec: ImageSpec, emit: Emit) -> Callable[[int, RoundReport], None]:
+    """Return what draws a round's distilled images."""
+
+    def show(server_round: int, report: RoundReport) -> None:
+        if len(report.fresh):
+            picture = plots.draw_round(folder / "images", server_round, report.fresh, spec.classes)
+            path = str(picture.relative_to(folder))
+            emit(ImagesDrawn(round=server_round, path=path, num_images=len(report.fresh)))
+
+    return show
+
+
+def save_models(state: ServerState, folder: Path) -> None:
+    """Write the surrogate and the global models as safetensors."""
+    for name, weights in {"surrogate": state.surrogate, **state.global_models}.items():
+        tensors = {key: value.contiguous() for key, value in weights.items()}
+        data = safetensors.torch.save(tensors)
+        write_atomically(folder / "models" / f"{name}.safetensors", data)
+
+
+def draw_results(results: Results, folder: Path) -> None:
+    """Draw accuracy by round."""
+    plots.draw_accuracy([results.to_dict()], folder / "accuracy.png")

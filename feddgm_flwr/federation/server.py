@@ -1,0 +1,153 @@
+"""The server's side of a run, put together from its config: a method's half, state, results."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from feddgm_flwr.build import Tools, build_tools, control_state, first_state
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.start import fresh_state
+from feddgm_flwr.core.state import ServerState
+from feddgm_flwr.events import ControlScored, Emit, RunStart
+from feddgm_flwr.federation import checkpoint
+from feddgm_flwr.federation.machine import facts
+from feddgm_flwr.federation.scoring import Scorer
+from feddgm_flwr.federation.server_data import server_images
+from feddgm_flwr.methods.halves import ServerHalf, method_of
+from feddgm_flwr.monitoring.results import Results, versions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What a run's rounds are made of.
+
+    Attributes
+    ----------
+    state, results
+        Round 0's, or the checkpoint's.
+    taught
+        The models that the prior taught for the start of this very run, else None.
+    """
+
+    config: RunConfig
+    tools: Tools
+    half: ServerHalf
+    state: ServerState
+    results: Results
+    scorer: Scorer
+    taught: ServerState | None
+
+    @property
+    def prior(self) -> str:
+        """Fingerprint of the prior; "" where the run has none."""
+        return "" if self.tools.bench is None else self.tools.bench.prior.fingerprint
+
+
+@contextmanager
+def server_side(
+    config: RunConfig, spec: ImageSpec, folder: Path, device: torch.device, emit: Emit
+) -> Iterator[ServerSide]:
+    """Build the server's side and release it after the block."""
+    say_what_is_missing(config)
+    saved = checkpoint.load(folder) if config.resume else None
+    if saved is not None:
+        checkpoint.check_same_run(saved.config, config.flat())
+    begin(config, spec, device, emit)
+    tools = build_tools(config, spec, device)
+    learners = (tools.learners.surrogate, *tools.learners.global_models.values())
+    scorer = Scorer(
+        {learner.name: learner.module for learner in learners},
+        server_images(config.data, "test"),
+        device,
+    )
+    half = method_of(config.method).server(config, tools, emit)
+    try:
+        if saved is None:
+            state, results = first_state(config, tools, emit), Results.of(config)
+        else:
+            state, results = saved.state, Results.from_dict(saved.results)
+            logger.info("going on after round %d", state.server_round)
+        taught = state if saved is None and config.starts_from_prior else None
+        if not config.makes_images:
+            state = replace(state, global_models={})
+        side = ServerSide(config, tools, half, state, results, scorer, taught)
+        if saved is not None:
+            checkpoint.check_same_prior(saved.prior, side.prior)
+        yield side
+    finally:
+        half.close()
+
+
+def begin(config: RunConfig, spec: ImageSpec, device: torch.device, emit: Emit) -> None:
+    """Tell what is run, with what, and where."""
+    emit(
+        RunStart(
+            round=0,
+            method=config.method,
+            rounds=config.num_server_rounds,
+            seed=config.seed,
+            resumed=config.resume,
+            config=config.flat(),
+            classes=spec.classes,
+            versions=versions(),
+            machine=facts(device),
+            pid=os.getpid(),
+        )
+    )
+
+
+def say_what_is_missing(config: RunConfig) -> None:
+    """Say in one sentence why a method without images has no larger models."""
+    if not config.global_model.names or config.makes_images:
+        return
+    instead = (
+        "; they are reported as the prior alone taught them" if config.starts_from_prior else ""
+    )
+    logger.warning(
+        "global-model.names = %r: method %s makes no images from which a larger model could learn "
+        "in its rounds%s",
+        config.global_model.names,
+        config.method,
+        instead,
+    )
+
+
+def add_control(side: ServerSide, emit: Emit) -> None:
+    """Score models that the prior alone has taught, once a run, where it knows the classes."""
+    config, bench = side.config, side.tools.bench
+    if not config.start.control or side.results.generator_only or not side.scorer.has_images:
+        return
+    if bench is None or not bench.prior.conditional:
+        return
+    logger.info("the control first: models that learn from the prior alone")
+    taught = side.taught
+    if taught is None:
+        fresh = fresh_state(side.tools.learners, seed=config.seed)
+        taught = control_state(config, side.tools, fresh, emit)
+    scores = side.scorer.score({"surrogate": taught.surrogate, **taught.global_models})
+    side.results.generator_only = asdict(scores)
+    emit(ControlScored(round=0, accuracy=scores.accuracy, loss=scores.loss))
+
+
+def say_hello(config: RunConfig, folder: Path, device: torch.device) -> None:
+    """Log where this runs, where its results go and what will happen."""
+    logger.info("device %s, torch %s, flwr %s", device, torch.__version__, version("flwr"))
+    logger.info("run folder: %s", folder)
+    logger.info(
+        "%s (recipe %s) on %s, %s partition, %d rounds, seed %d",
+        config.method,
+        config.recipe,
+        config.data.name,
+        config.data.partition,
+        config.num_server_rounds,
+        config.seed,
+    )

@@ -1,0 +1,23 @@
+"""Images that the server has itself, for scoring and for the picture of who owns what."""
+
+import logging
+
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.data import datasets
+from feddgm_flwr.data.settings import OWN, PACKAGED, DataConfig
+
+logger = logging.getLogger(__name__)
+
+
+def server_images(config: DataConfig, part: datasets.Part) -> ImageSet | None:
+    """Return a part of the data set; None, and a line in the log, where it is not here."""
+    if config.name not in PACKAGED and not config.root:
+        logger.info("the server has no %s images: data.root is empty", part)
+        return None
+    try:
+        return datasets.load(config, part)
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and config.name not in OWN:
+            raise
+        logger.warning("the server has no %s images: %s", part, error)
+        return None

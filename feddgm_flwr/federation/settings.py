@@ -1,0 +1,54 @@
+"""The settings of a federation: how a round is kept, and the server's machine."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from feddgm_flwr.core.settings import Settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsConfig(Settings):
+    """How a round is kept: who is asked, and how long the server waits."""
+
+    section: ClassVar[str] = "rounds"
+
+    fraction_train: float = setting(
+        1.0,
+        "Fraction of the clients online that are asked a round, by partition id, seeded.",
+        gt=0,
+        le=1,
+    )
+    min_clients: int = setting(
+        1,
+        "A round waits (at most `node-wait-s`) until this many clients are online.",
+        ge=1,
+        may_differ=True,
+    )
+    node_wait_s: float = setting(
+        300.0,
+        "Longest wait for `min-clients`, in seconds; then the run ends with a sentence.",
+        gt=0,
+        may_differ=True,
+    )
+    timeout_s: float = setting(
+        3600.0,
+        "Replies later than this, in seconds, are counted as missing.",
+        gt=0,
+        may_differ=True,
+    )
+    federated_evaluation: bool = setting(
+        False,
+        "Let clients score the surrogate on their own test images too.",
+        may_differ=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig(Settings):
+    """The server's machine."""
+
+    section: ClassVar[str] = "server"
+
+    device: str = setting(
+        "auto", "As `client.device`, for all that the server computes: it distils, trains, scores."
+    )

@@ -1,0 +1,45 @@
+"""Federated methods, each in one file with both its halves (``methods.halves`` says which).
+
+A method is registered by a line here; its module offers ``METHODS``, a mapping of names to
+``Method``s, and is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from feddgm_flwr.core.settings import Settings
+
+MODULES = {
+    "feddgm": "feddgm",
+    "fedavg": "flowers",
+    "fedprox": "fedprox",
+    "scaffold": "scaffold",
+    "fedavgm": "flowers",
+    "fedadam": "flowers",
+    "fedyogi": "flowers",
+    "fedadagrad": "flowers",
+    "fedmedian": "flowers",
+    "fedtrimmedavg": "flowers",
+    "krum": "flowers",
+}
+"""Name of a method -> the file of this folder that holds it."""
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all methods."""
+    return tuple(MODULES)
+
+
+def registered(name: str) -> Any:  # noqa: ANN401 (a ``Method``, whose builders name this one's user)
+    """Return the ``Method`` called ``name``."""
+    return import_module(f"{__name__}.{MODULES[name]}").METHODS[name]
+
+
+def makes_images(name: str) -> bool:
+    """Whether the method called ``name`` makes images, for which it needs a prior."""
+    return bool(registered(name).makes_images)
+
+
+def sections() -> tuple[type[Settings], ...]:
+    """Return the configuration sections that methods have of their own."""
+    return tuple(dict.fromkeys(s for name in MODULES for s in registered(name).settings))

@@ -1,0 +1,119 @@
+"""What a federated method is: a half on the server and a half on each device.
+
+In a round the server sends each client the surrogate and what the method adds (``down``); the
+client trains by the method's rule (``rule``) and replies with its parameters and what the method
+adds (``up``); the server makes the next state of the replies (``advance``). What a method keeps
+between rounds, for itself or for a client, stands in ``ServerState.memory``: a checkpoint holds it,
+and a device may be restarted or replaced without harm, as it keeps nothing. Knows no Flower.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from feddgm_flwr import methods
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.local import Task, Walk
+from feddgm_flwr.core.settings import Settings
+from feddgm_flwr.core.state import ClientUpdate, Extra, RoundReport, ServerState
+from feddgm_flwr.core.training import PLAIN, Rule
+from feddgm_flwr.events import Emit
+
+if TYPE_CHECKING:
+    from feddgm_flwr.build import Tools
+
+
+class Advance(Protocol):
+    """Makes the next state of a round's accepted replies, which come sorted by partition id."""
+
+    def __call__(
+        self, state: ServerState, updates: Sequence[ClientUpdate], population: int
+    ) -> tuple[ServerState, RoundReport | None]:
+        """Return the state after one more round, and what was distilled, if so.
+
+        ``population`` is how many clients there are, asked or not.
+        """
+        ...
+
+
+def _nothing_down(state: ServerState, partition_id: int) -> Extra:
+    return Extra()
+
+
+def _nothing_up(task: Task, walk: Walk) -> Extra:
+    return Extra()
+
+
+def _plain(task: Task) -> Rule:
+    return PLAIN
+
+
+def _unasked(extra: Extra) -> str:
+    return "" if extra == Extra() else "it sends more than this method asks for"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientHalf:
+    """What a device does.
+
+    Attributes
+    ----------
+    rule
+        What local training follows, given what was sent.
+    up
+        What goes back beside the parameters, after training.
+    """
+
+    rule: Callable[[Task], Rule] = _plain
+    up: Callable[[Task, Walk], Extra] = _nothing_up
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerHalf:
+    """What the server does.
+
+    Attributes
+    ----------
+    down
+        What goes to a client (by partition id) beside the surrogate.
+    wrong
+        Why a reply's addition cannot be believed, or "".
+    close
+        Releases what the half holds.
+    """
+
+    advance: Advance
+    down: Callable[[ServerState, int], Extra] = _nothing_down
+    wrong: Callable[[Extra], str] = _unasked
+    close: Callable[[], None] = lambda: None
+
+
+def _same_for_all(config: RunConfig) -> ClientHalf:
+    return ClientHalf()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method, and how its halves are built from a run's config.
+
+    Attributes
+    ----------
+    server, client
+        Builders; a device calls the second alone.
+    settings
+        Sections of the configuration that are the method's own.
+    makes_images
+        Whether it needs a prior and makes images, from which larger models can learn.
+    """
+
+    server: "Callable[[RunConfig, Tools, Emit], ServerHalf]"
+    client: Callable[[RunConfig], ClientHalf] = _same_for_all
+    settings: tuple[type[Settings], ...] = ()
+    makes_images: bool = False
+
+
+def method_of(name: str) -> Method:
+    """Return the method called ``name``; the config has checked that there is one."""
+    method = methods.registered(name)
+    assert isinstance(method, Method)
+    return method
