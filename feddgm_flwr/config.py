@@ -264,6 +264,9 @@ class DistillConfig:
     """Momentum under `sgd`."""
     gradient: Literal["exact", "detached"] = "exact"
     """Through the whole unroll, or TESLA's with each step's start held constant."""
+    distance: Literal["endpoint", "cosine"] = "endpoint"
+    """What the student's path is matched by: how far from the client's it ends (over how far the
+    client went), or the angle between the two, whatever their lengths."""
     labels: Literal["hard", "soft"] = "hard"
     """One-hot, or learned label logits."""
     label_lr: float = 0.05
