@@ -4,13 +4,20 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy
 
-from feddgm_flwr.core.distillation.matching import endpoint_distance, matching_gradients
+from feddgm_flwr.core.distillation.matching import (
+    cosine_distance,
+    distance_of,
+    endpoint_distance,
+    matching_gradients,
+)
 from feddgm_flwr.core.distillation.student import AutogradStudent
 from feddgm_flwr.core.params import params_of, squared_distance
 
 STEPS = 4
+DISTANCES = ["endpoint", "cosine"]
+WAYPOINTS = [(4,), (1, 4), (4, 2, 3), (1, 2, 3, 4)]
 
 
 class Problem:
@@ -22,7 +29,11 @@ class Problem:
             nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(18, 3)
         ).double()
         self.start = params_of(self.net)
-        self.target = {k: p + 0.1 * torch.randn_like(p) for k, p in self.start.items()}
+        self.path = {
+            step: {k: p + 0.1 * torch.randn_like(p) for k, p in self.start.items()}
+            for step in (STEPS, 1, 2, 3)
+        }
+        self.target = self.path[STEPS]
         self.images = torch.randn(6, 1, 3, 3, dtype=torch.float64)
         self.targets = torch.randn(6, 3, dtype=torch.float64).softmax(1)
         self.lr = torch.tensor(0.3, dtype=torch.float64)
@@ -35,8 +46,10 @@ class Problem:
         images, targets = self.step_input(images, targets, step)
         return cross_entropy(functional_call(self.net, params, (images,)), targets)
 
-    def unrolled(self, images, targets, lr, *, detached=False):
+    def unrolled(self, images, targets, lr, *, detached=False, waypoints=(STEPS,), **how):
         """The loss as one autograd graph: obviously right, and slow."""
+        distance = distance_of(how.get("distance", "endpoint"))
+        away = 0.0
         params = {k: p.clone().requires_grad_() for k, p in self.start.items()}
         end = params
         for step in range(STEPS):
@@ -46,18 +59,21 @@ class Problem:
             loss = self.step_loss(at, images, targets, step)
             grads = torch.autograd.grad(loss, list(at.values()), create_graph=True)
             end = {k: p - lr * g for (k, p), g in zip(end.items(), grads, strict=True)}
-        return endpoint_distance(end, self.start, self.target)
+            if step + 1 in waypoints:
+                away = away + distance(end, self.start, self.path[step + 1])
+        return away / len(waypoints)
 
-    def ours(self, **kwargs):
+    def ours(self, *, waypoints=(STEPS,), distance="endpoint", **kwargs):
         return matching_gradients(
             AutogradStudent(self.net),
             self.step_input,
             self.start,
-            self.target,
+            {step: self.path[step] for step in waypoints},
             self.images,
             self.targets,
             self.lr,
             steps=STEPS,
+            distance=distance_of(distance),
             **kwargs,
         )
 
@@ -68,23 +84,31 @@ def problem():
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_gradients_equal_autograd_of_their_own_unroll(problem, exact):
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("waypoints", WAYPOINTS)
+@pytest.mark.parametrize("kept_steps", [None, 0, 2])
+def test_gradients_equal_autograd_of_their_own_unroll(
+    problem, exact, distance, waypoints, kept_steps
+):
     inputs = [t.clone().requires_grad_() for t in (problem.images, problem.targets, problem.lr)]
-    loss = problem.unrolled(*inputs, detached=not exact)
+    how = {"distance": distance, "waypoints": waypoints}
+    loss = problem.unrolled(*inputs, detached=not exact, **how)
     truth = torch.autograd.grad(loss, inputs)
-    ours = problem.ours(exact=exact)
+    ours = problem.ours(exact=exact, kept_steps=kept_steps, **how)
     torch.testing.assert_close(ours.loss, loss.detach())
     for mine, theirs in zip((ours.images, ours.targets, ours.lr), truth, strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_exact_gradient_agrees_with_finite_differences(problem):
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("waypoints", [(4,), (1, 3, 4)])
+def test_exact_gradient_agrees_with_finite_differences(problem, distance, waypoints):
     class Ours(torch.autograd.Function):
         @staticmethod
         def forward(ctx, images, targets, lr):
             problem.images, problem.targets, problem.lr = images, targets, lr
             with torch.enable_grad():
-                g = problem.ours(exact=True)
+                g = problem.ours(exact=True, distance=distance, waypoints=waypoints)
             ctx.save_for_backward(g.images, g.targets, g.lr)
             return g.loss
 
@@ -104,10 +128,11 @@ def test_detached_gradient_is_not_the_exact_one(problem):
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("kept_steps", [0, 1, 3, 100])
-def test_bounded_memory_changes_no_bit(problem, exact, kept_steps):
+@pytest.mark.parametrize("waypoints", [(4,), (1, 2, 4)])
+def test_bounded_memory_changes_no_bit(problem, exact, kept_steps, waypoints):
     all_kept, bounded = (
-        problem.ours(exact=exact),
-        problem.ours(exact=exact, kept_steps=kept_steps),
+        problem.ours(exact=exact, waypoints=waypoints, kept_steps=kept)
+        for kept in (None, kept_steps)
     )
     for name in ("loss", "images", "targets", "lr"):
         assert torch.equal(getattr(all_kept, name), getattr(bounded, name))
@@ -127,14 +152,79 @@ def test_student_ends_where_torch_sgd_ends(problem):
     torch.testing.assert_close(problem.ours(exact=True).loss, expected)
 
 
-def test_distance_is_one_at_the_start_and_zero_on_the_target(problem):
-    assert endpoint_distance(problem.start, problem.start, problem.target) == 1
-    assert endpoint_distance(problem.target, problem.start, problem.target) == 0
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distance_is_one_at_the_start_and_zero_on_the_target(problem, name):
+    distance = distance_of(name)
+    assert distance(problem.start, problem.start, problem.target) == 1
+    on_target = distance(problem.target, problem.start, problem.target)
+    torch.testing.assert_close(on_target, torch.zeros_like(on_target))
 
 
-def test_a_client_that_did_not_move_is_refused(problem):
+@pytest.mark.parametrize("name", DISTANCES)
+def test_a_client_that_did_not_move_is_refused(problem, name):
     with pytest.raises(ValueError, match="no trajectory to match"):
-        endpoint_distance(problem.start, problem.start, problem.start)
+        distance_of(name)(problem.start, problem.start, problem.start)
+
+
+def test_endpoint_distance_has_the_gradient_written_out_to_the_bit(problem):
+    start, target, student = (
+        {k: p.float() for k, p in params.items()}
+        for params in (problem.start, problem.target, problem.path[1])
+    )
+    leaves = {k: p.requires_grad_() for k, p in student.items()}
+    pulled = torch.autograd.grad(endpoint_distance(leaves, start, target), list(leaves.values()))
+    scale = 2 / squared_distance(start, target)
+    for k, pull in zip(student, pulled, strict=True):
+        assert torch.equal(pull, (student[k].detach() - target[k]) * scale)
+
+
+def test_cosine_distance_is_one_minus_the_cosine_of_the_two_paths(problem):
+    start, target, student = (
+        torch.cat([p.flatten() for p in params.values()])
+        for params in (problem.start, problem.target, problem.path[1])
+    )
+    expected = 1 - cosine_similarity(student - start, target - start, dim=0)
+    found = cosine_distance(problem.path[1], problem.start, problem.target)
+    torch.testing.assert_close(found, expected)
+
+
+def test_cosine_distance_does_not_count_how_far_the_student_went(problem):
+    def gone(far):
+        student = {k: p + far * (problem.path[1][k] - p) for k, p in problem.start.items()}
+        return cosine_distance(student, problem.start, problem.target)
+
+    torch.testing.assert_close(gone(1e-3), gone(1.0))
+    torch.testing.assert_close(2 - gone(-1.0), gone(1.0))
+
+
+def test_cosine_distance_of_lengths_that_overflow_is_not_finite(problem):
+    far = {k: torch.full_like(p, 1e200) for k, p in problem.start.items()}
+    assert cosine_distance(far, problem.start, problem.target).isnan()
+    assert cosine_distance(problem.path[1], problem.start, far).isnan()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_student_that_does_not_move_is_at_one_and_nan_nowhere(problem, exact, distance):
+    problem.targets = torch.zeros_like(problem.targets)  # no loss, so no gradient
+    ours = problem.ours(exact=exact, distance=distance, waypoints=(2, 4))
+    assert ours.loss == 1
+    for gradient in (ours.images, ours.targets, ours.lr):
+        assert gradient.isfinite().all()
+        assert distance == "endpoint" or not gradient.any()
+
+
+@pytest.mark.parametrize("waypoints", [(), (3,), (0, 4), (-1, 4)])
+def test_waypoints_off_the_path_are_refused(problem, waypoints):
+    problem.path |= {0: problem.target, -1: problem.target}
+    with pytest.raises(ValueError, match="student steps 1 to 4, one of them at 4"):
+        problem.ours(exact=True, waypoints=waypoints)
+
+
+def test_a_waypoint_beyond_the_last_step_is_refused(problem):
+    problem.path[5] = problem.target
+    with pytest.raises(ValueError, match=r"got \[4, 5\]"):
+        problem.ours(exact=True, waypoints=(4, 5))
 
 
 @pytest.mark.parametrize("exact", [True, False])

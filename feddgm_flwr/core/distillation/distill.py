@@ -1,14 +1,14 @@
 """One client's latents descend the matching loss (paper, step 3; Algorithm 1's inner loop).
 
-``distill_client`` takes a job (where the client started, where it ended, which classes it owns)
-and a bench (the frozen prior, the surrogate's architecture, the settings) and returns latents,
-decoded images and a report. It knows no Flower, no round and no other client, so jobs may run
-anywhere, in any order, with the same result.
+``distill_client`` takes a job (where the client started, where it ended, where it was in between
+if that is known, which classes it owns) and a bench (the frozen prior, the surrogate's
+architecture, the settings) and returns latents, decoded images and a report. It knows no Flower, no
+round and no other client, so jobs may run anywhere, in any order, with the same result.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,17 @@ from torch.nn.functional import one_hot
 
 from feddgm_flwr.core.augment import augment
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
-from feddgm_flwr.core.distillation.matching import MatchingGradients, StepInput, matching_gradients
+from feddgm_flwr.core.distillation.matching import (
+    MatchingGradients,
+    StepInput,
+    distance_of,
+    matching_gradients,
+)
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.models import ConvNet
-from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.params import Params, squared_distance
 from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive, derive_seed
 from feddgm_flwr.core.state import DistillReport
@@ -70,6 +75,9 @@ class DistillJob:
         Class -> number of images; only the classes to distil.
     latents
         The client's latents of an earlier round, or None.
+    checkpoints
+        The client's parameters at evenly spaced moments of its run, the end excluded: number j of
+        C at the fraction j / (C + 1).
     """
 
     partition_id: int
@@ -79,6 +87,7 @@ class DistillJob:
     target: Params
     images_per_class: dict[int, int]
     latents: Latents | None
+    checkpoints: tuple[Params, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,11 @@ def distill_client(
         else extend_latents(job.latents, *make, rng=rng)
     )
     iterations = config.iterations if job.latents is None else config.warm_iterations
-    start = {k: v.to(device) for k, v in job.start.items()}
-    target = {k: v.to(device) for k, v in job.target.items()}
+    start, target, *checkpoints = (
+        {k: v.to(device) for k, v in params.items()}
+        for params in (job.start, job.target, *job.checkpoints)
+    )
+    path = waypoints(start, target, checkpoints, config.student_steps)
 
     student = student_of(bench.student.to(device), config.precision, compiled=config.compile)
     variables = _Variables(latents, config, bench.num_classes, device)
@@ -138,12 +150,13 @@ def distill_client(
             student,
             step_input,
             start,
-            target,
+            path,
             images,
             targets,
             variables.student_lr(),
             steps=config.student_steps,
             exact=config.gradient == "exact",
+            distance=distance_of(config.distance),
             kept_steps=kept_steps,
         )
         loss = float(gradients.loss)
@@ -161,6 +174,25 @@ def distill_client(
     if not stopped or stopped == "converged":
         best = variables.latents(latents.labels)
     return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
+
+
+def waypoints(
+    start: Params, target: Params, checkpoints: Sequence[Params], student_steps: int
+) -> dict[int, Params]:
+    """Return where the student should be after which of its steps: as far along as the client.
+
+    Checkpoint j of C lies at the step nearest to ``student_steps * j / (C + 1)``, at least 1. Of
+    two at one step the later wins, and at the last step the target. A checkpoint that equals the
+    start is left out, since no distance is defined towards it.
+    """
+    parts = len(checkpoints) + 1
+    steps = {j: max(1, round(student_steps * j / parts)) for j in range(1, parts)}
+    moved = {
+        steps[j]: checkpoint
+        for j, checkpoint in enumerate(checkpoints, 1)
+        if squared_distance(start, checkpoint) > 0
+    }
+    return moved | {student_steps: target}
 
 
 def student_of(module: nn.Module, precision: str = "float32", *, compiled: bool = False) -> Student:

@@ -1,39 +1,46 @@
-"""Trajectory matching: how a student's end point moves with the images it was trained on.
+"""Trajectory matching: how a student's path moves with the images it was trained on.
 
-The student takes N gradient steps from the surrogate on the synthetic images (paper, step 3)::
+The student takes N gradient steps from the surrogate on the synthetic images (paper, step 3), and
+should pass W waypoints theta*_w, each at its step w, the last at step N::
 
     theta_{i+1} = theta_i - eta g_i,    g_i = d/d theta  loss_i(theta_i; X, Y)
-    L = |theta_N - theta*|^2 / |theta_0 - theta*|^2
+    L = 1/W sum_w  D(theta_w, theta_0, theta*_w)
 
-and L is differentiated with respect to images X, targets Y and learning rate eta by one reverse
-sweep over the steps, with lambda_N = dL/d theta_N::
+The paper has N as its one waypoint and D = |theta_N - theta*|^2 / |theta_0 - theta*|^2. L is
+differentiated with respect to images X, targets Y and learning rate eta by one reverse sweep over
+the steps, which starts from lambda_N = p_N and adds the pull of each waypoint on its way::
 
+    p_i     = 1/W  d/d theta_i  D(theta_i, theta_0, theta*_i)     (0 where there is no waypoint)
     dL/dX   = sum_i  d/dX < g_i, -eta lambda_{i+1} >
     dL/deta = sum_i  - < g_i, lambda_{i+1} >
-    lambda_i = lambda_{i+1} - eta H_i lambda_{i+1}     (exact: through the whole unroll)
-    lambda_i = lambda_{i+1}                            (detached: TESLA, as the authors' code)
+    lambda_i = lambda_{i+1} - eta H_i lambda_{i+1} + p_i     (exact: through the whole unroll)
+    lambda_i = lambda_{i+1} + p_i                            (detached: TESLA, as the authors' code)
 
 The two gradients differ in that one line. Every step has a trace of its own, which may be kept
 (fast) or made again when the sweep arrives (bounded memory) without changing a bit.
 
 Knows nothing of clients, latents, augmentation or Flower, nor how a student differentiates itself
-(``student``). Axes: ``n`` images, ``k`` classes,
-``c h w`` one image.
+(``student``) or where waypoints come from. Axes: ``n`` images, ``k`` classes, ``c h w`` one image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from feddgm_flwr.core.distillation.student import Student, Trace
-from feddgm_flwr.core.params import Params, squared_distance
+from feddgm_flwr.core.params import Params, dot, squared_distance
 
 StepInput = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """``step_input(images, targets, step)``: what the student sees at a step, differentiable. It must
 be deterministic, since a step may be evaluated twice."""
+
+Distance = Callable[[Params, Params, Params], Float[Tensor, ""]]
+"""``distance(student, start, target)``: 1 at the start, 0 on the target, differentiable in the
+student. It raises ValueError where the start equals the target."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class MatchingGradients:
     Attributes
     ----------
     loss
-        1 where the student has not moved, 0 on the target.
+        Mean distance over the waypoints: 1 where the student has not moved, 0 on all of them.
     images, targets, lr
         dL/dX, dL/dY, dL/deta.
     """
@@ -60,45 +67,83 @@ def endpoint_distance(student: Params, start: Params, target: Params) -> Float[T
     Raises
     ------
     ValueError
-        ``start`` equals ``target``: a client that did not move has no trajectory.
+        ``start`` equals ``target``.
     """
-    moved = squared_distance(start, target)
-    if not moved > 0:
-        raise ValueError(
-            "the target equals the start, so there is no trajectory to match; "
-            "set such a reply aside"
-        )
-    return squared_distance(student, target) / moved
+    return squared_distance(student, target) / _squared_length(start, target)
+
+
+def cosine_distance(student: Params, start: Params, target: Params) -> Float[Tensor, ""]:
+    """Return one minus the cosine between ``student - start`` and ``target - start``.
+
+    How far the student went does not count. One that has not moved has no direction: it is given
+    1, as a student at right angles to the target, and no gradient.
+
+    Raises
+    ------
+    ValueError
+        ``start`` equals ``target``.
+    """
+    length = _squared_length(start, target).sqrt()
+    a, b = ({k: p[k] - start[k] for k in start} for p in (student, target))
+    moved, along = dot(a, a), dot(a, b)
+    # Masked before the root and the quotient: behind them the gradient would be NaN already.
+    still = moved == 0
+    lengths = torch.where(still, 1, moved).sqrt() * length
+    # One quotient, so that lengths that overflow give NaN, which is reported, and not a quiet 1.
+    return (lengths - torch.where(still, 0, along)) / lengths
+
+
+def distance_of(name: Literal["endpoint", "cosine"]) -> Distance:
+    """Return the distance that ``distill.distance`` names."""
+    match name:
+        case "endpoint":
+            return endpoint_distance
+        case "cosine":
+            return cosine_distance
 
 
 def matching_gradients(
     student: Student,
     step_input: StepInput,
     start: Params,
-    target: Params,
+    waypoints: Mapping[int, Params],
     images: Float[Tensor, "n c h w"],
     targets: Float[Tensor, "n k"],
     lr: Float[Tensor, ""],
     *,
     steps: int,
     exact: bool,
+    distance: Distance = endpoint_distance,
     kept_steps: int | None = None,
 ) -> MatchingGradients:
     """Return the matching loss of ``steps`` student steps and its gradients.
 
     Parameters
     ----------
+    waypoints
+        Student step (1 to ``steps``) -> where the student should be after it; one for ``steps``.
     exact
         Differentiate through the whole unroll, or hold each step's start constant.
     kept_steps
         Keep the traces of this many last steps and make the others again; None keeps all.
+
+    Raises
+    ------
+    ValueError
+        A waypoint at no step, none at the last one, or one that equals the start.
     """
+    if not waypoints or min(waypoints) < 1 or max(waypoints) != steps:
+        raise ValueError(
+            f"waypoints must lie at student steps 1 to {steps}, one of them at {steps}, "
+            f"got {sorted(waypoints)}; place them anew"
+        )
     x = images.detach().requires_grad_()
     y = targets.detach().requires_grad_()
     first_kept = 0 if kept_steps is None else steps - kept_steps
 
     at = {name: p.detach() for name, p in start.items()}
     walked: list[tuple[Trace, tuple[Tensor, Tensor] | None]] = []
+    passed: dict[int, Params] = {}
     for step in range(steps):
         keep = step >= first_kept
         seen = step_input(x, y, step)
@@ -106,11 +151,11 @@ def matching_gradients(
         walked.append((trace, seen if keep else None))
         moved = torch._foreach_sub(list(at.values()), torch._foreach_mul(gradient, lr))
         at = dict(zip(at, moved, strict=True))
+        if step + 1 in waypoints:
+            passed[step + 1] = at
 
-    loss = endpoint_distance(at, start, target)
-    scale = 2 / squared_distance(start, target)
-    adjoint = torch._foreach_mul([at[k] - target[k] for k in start], scale)  # lambda_N
-
+    loss, pulls = _mean_distance(distance, passed, start, waypoints)
+    adjoint = pulls[steps]  # lambda_N
     d_images, d_targets, d_lr = (torch.zeros_like(t) for t in (x, y, lr))
     for step in reversed(range(steps)):
         trace, kept = walked.pop()
@@ -123,4 +168,35 @@ def matching_gradients(
         d_lr += pulled.slope / lr
         if through and pulled.params is not None:
             adjoint = torch._foreach_add(adjoint, pulled.params)
+        if step in pulls:
+            adjoint = torch._foreach_add(adjoint, pulls[step])
     return MatchingGradients(loss, d_images, d_targets, d_lr)
+
+
+def _squared_length(start: Params, target: Params) -> Float[Tensor, ""]:
+    """Return ``|start - target|^2``, or raise: who did not move has no trajectory."""
+    length = squared_distance(start, target)
+    if not length > 0:
+        raise ValueError(
+            "the target equals the start, so there is no trajectory to match; "
+            "set such a reply aside"
+        )
+    return length
+
+
+def _mean_distance(
+    distance: Distance,
+    passed: Mapping[int, Params],
+    start: Params,
+    waypoints: Mapping[int, Params],
+) -> tuple[Float[Tensor, ""], dict[int, tuple[Tensor, ...]]]:
+    """Return the mean distance over the steps of ``passed``, and its gradient in each (p_i)."""
+    leaves = {
+        step: {name: p.detach().requires_grad_() for name, p in at.items()}
+        for step, at in passed.items()
+    }
+    away = [distance(at, start, waypoints[step]) for step, at in leaves.items()]
+    loss = torch.stack(away).mean()
+    pulls = torch.autograd.grad(loss, [p for at in leaves.values() for p in at.values()])
+    each = iter(pulls)
+    return loss.detach(), {step: tuple(next(each) for _ in at) for step, at in leaves.items()}
