@@ -1,6 +1,5 @@
 """What every test runs under: one thread, and GPU tests only where there is a GPU."""
 
-import pytest
 import torch
 
 
@@ -16,9 +15,3 @@ def pytest_collection_modifyitems(config, items):
     if gpu:
         config.hook.pytest_deselected(items=gpu)
         items[:] = [item for item in items if item not in set(gpu)]
-
-
-@pytest.fixture
-def quiet():
-    """An ``emit`` that tells nobody."""
-    return lambda kind, **fields: None

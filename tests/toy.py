@@ -1,18 +1,17 @@
 """A whole server in miniature: three classes of 8x8 images, a pixel prior, a narrow ConvNet."""
 
+from dataclasses import dataclass
+
 import torch
 
-from feddgm_flwr.build import build_engine
+from feddgm_flwr.build import Tools, build_engine, build_tools, first_state
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.core.algorithm import Setting, init_state
-from feddgm_flwr.core.distillation.distill import Bench
+from feddgm_flwr.core.algorithm import Workshop
 from feddgm_flwr.core.images import ImageSet, ImageSpec
-from feddgm_flwr.core.models import build_global_model, build_surrogate
-from feddgm_flwr.core.params import load_params, params_of
+from feddgm_flwr.core.local import Task, walk
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.core.state import ClientUpdate
-from feddgm_flwr.core.training import train
-from feddgm_flwr.priors import build_prior
+from feddgm_flwr.core.state import ClientUpdate, ServerState
+from feddgm_flwr.core.training import PLAIN
 
 SPEC = ImageSpec(channels=1, size=8, classes=("a", "b", "c"), mean=(0.5,), std=(0.25,))
 
@@ -30,9 +29,22 @@ CONFIG = {
     "distill.latent-lr": 0.1,
     "distill.engine": "serial",
     "union.epochs": 5,
-    "start.weights": "random",
     "union.prior-images-per-class": 0,
+    "start.weights": "random",
 }
+
+
+@dataclass(frozen=True)
+class Server:
+    """A run's config and what its server works with."""
+
+    config: RunConfig
+    tools: Tools
+    shop: Workshop
+
+
+def quiet(event) -> None:
+    """Tell nobody."""
 
 
 def images(labels: list[int], seed: int = 0) -> ImageSet:
@@ -42,31 +54,33 @@ def images(labels: list[int], seed: int = 0) -> ImageSet:
     return ImageSet((pictures[labels] + noise).clamp(0, 1), torch.tensor(labels))
 
 
-def setting(**overrides) -> Setting:
+def server(**overrides) -> Server:
     """Return a server whose settings are CONFIG and ``overrides`` (``distill__labels="soft"``)."""
     said = {k.replace("__", ".").replace("_", "-"): v for k, v in overrides.items()}
     config = RunConfig.from_run_config({**CONFIG, **said})
-    device = torch.device("cpu")
-    surrogate = build_surrogate(config.surrogate, SPEC)
-    prior = build_prior(config.generator, SPEC)
-    bench = Bench(surrogate, prior, config.distill, SPEC, config.generator.chunk, device)
-    models = {
-        n: build_global_model(n, SPEC, config.surrogate) for n in config.global_model.name_list
-    }
-    engine = build_engine(config.distill, bench)
-    return Setting(config, SPEC, prior, surrogate, models, device, engine)
+    tools = build_tools(config, SPEC)
+    shop = Workshop(
+        tools.bench,
+        build_engine(config.distill, tools.bench),
+        tools.learners,
+        config.union,
+        config.client,
+        config.seed,
+    )
+    return Server(config, tools, shop)
 
 
-def update(server: Setting, state, partition_id: int, data: ImageSet) -> ClientUpdate:
+def update(on: Server, state: ServerState, partition_id: int, data: ImageSet) -> ClientUpdate:
     """Return the reply of a client that owns ``data``."""
-    load_params(server.surrogate, state.surrogate)
-    rng = derive(server.config.seed, "client", state.server_round + 1, partition_id)
-    train(server.surrogate, data.images, data.labels, server.config.client, rng=rng)
-    return ClientUpdate(partition_id, params_of(server.surrogate), len(data))
+    task = Task(state.surrogate, state.server_round + 1)
+    rng = derive(on.config.seed, "client", task.server_round, partition_id)
+    surrogate, device = on.tools.learners.surrogate.module, torch.device("cpu")
+    walked = walk(surrogate, data, task, on.config.client, PLAIN, rng=rng, device=device)
+    return ClientUpdate(partition_id, walked.params, len(data), checkpoints=walked.checkpoints)
 
 
-def federation(server: Setting):
+def federation(on: Server) -> tuple[ServerState, list[ClientUpdate]]:
     """Return round 0 and the first replies of two clients: one owns a and b, the other c."""
-    state = init_state(server, emit=lambda kind, **fields: None)
+    state = first_state(on.config, on.tools, quiet)
     owned = {0: [0, 1] * 12, 1: [2] * 12}
-    return state, [update(server, state, i, images(own, i)) for i, own in owned.items()]
+    return state, [update(on, state, i, images(own, i)) for i, own in owned.items()]

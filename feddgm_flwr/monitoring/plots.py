@@ -185,7 +185,7 @@ def curves(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
             for model, value in done["accuracy"].items():
                 points.setdefault(model, []).append((done["round"], value))
         for model, line in points.items():
-            name = f"{result['strategy']}, {model}"
+            name = f"{result['method']}, {model}"
             if methods.count(result["method"]) > 1:
                 name += f", seed {result['seed']}"
             unique, number = name, 2
