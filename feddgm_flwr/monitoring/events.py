@@ -1,26 +1,43 @@
-"""The run log: one JSON object a line in ``events.jsonl``, and its lines for people.
+"""The run log: events as lines of ``events.jsonl``, and what people are told of them.
 
-Every event has ``time`` (seconds since the epoch) and ``kind``. The core and the strategy say
-what happened, through ``emit``; nothing here knows more of an event than how to say it.
+Knows the kinds of ``feddgm_flwr.events`` and nothing of who tells them. A run outlives its log:
+no error of the disk or of a listener gets out of here.
 """
 
-import json
+import functools
 import logging
 import math
+import threading
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TypeGuard
+
+from feddgm_flwr.events import (
+    ClientRejected,
+    ClientReply,
+    ControlScored,
+    Distilled,
+    DistillProgress,
+    Emit,
+    Event,
+    RoundEnd,
+    RoundStart,
+    RunEnd,
+    Trained,
+    TrainingFailed,
+    TrainProgress,
+    to_line,
+)
 
 logger = logging.getLogger(__name__)
 
-Event = Mapping[str, Any]
-Listener = Callable[[Event], None]
+PROGRESS_EVERY_S = 1.0
+"""Least time on disk between two events of progress of one client or model."""
 
 
 class EventLog:
-    """Appends events to a run folder and passes them on.
+    """Appends events to a run folder and passes them on; from any thread.
 
     Parameters
     ----------
@@ -28,20 +45,51 @@ class EventLog:
         The run folder.
     listeners
         Told of every event after it is written.
+
+    Raises
+    ------
+    OSError
+        The log cannot be opened: a run that cannot write there should not begin.
     """
 
-    def __init__(self, out_dir: Path, *listeners: Listener) -> None:
+    def __init__(self, out_dir: Path, *listeners: Emit) -> None:
         out_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (out_dir / "events.jsonl").open("a", encoding="utf-8")
+        # Unbuffered, so that a line is one write and is on the disk at once.
+        self._file = (out_dir / "events.jsonl").open("ab", buffering=0)
+        self._torn = _is_cut(out_dir / "events.jsonl")
         self._listeners = listeners
+        self._throttle = _Throttle()
+        self._round = 0
+        self._lock = threading.Lock()
+        self._warned: set[object] = set()
 
-    def emit(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
-        """Write one event; numbers that JSON lacks (NaN, infinity) become null."""
-        event = {"time": time.time(), "kind": kind, **_json(fields)}
-        self._file.write(json.dumps(event, allow_nan=False) + "\n")
-        self._file.flush()
+    def emit(self, event: Event) -> None:
+        """Write one event, unless it is one of too many of progress, and tell the listeners."""
+        try:
+            with self._lock:
+                self._round = event.round
+                if self._throttle.lets(event, time.monotonic()):
+                    self._append(to_line(event, time.time()))
+        except Exception as error:
+            self._warn_once("events.jsonl", error)
         for listener in self._listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception as error:
+                self._warn_once(listener, error)
+
+    def _append(self, line: str) -> None:
+        # Glued to half a line, this one would be lost as well.
+        data = (b"\n" if self._torn else b"") + line.encode() + b"\n"
+        self._torn = True
+        while data:
+            data = data[self._file.write(data) :]
+        self._torn = False
+
+    def _warn_once(self, what: object, error: Exception) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("%s misses events, and the run goes on: %r", what, error)
 
     def __enter__(self) -> "EventLog":
         return self
@@ -53,21 +101,50 @@ class EventLog:
         traceback: TracebackType | None,
     ) -> None:
         """Say how the run ended, whatever happened, and close the file."""
-        if error is None:
-            self.emit("run-end", status="completed", reason="")
+        self.emit(_run_end(self._round, error))
+        try:
+            self._file.close()
+        except OSError as failure:
+            self._warn_once("events.jsonl", failure)
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether the file ends within a line, as a crash leaves it."""
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() != b"\n"
+
+
+def _run_end(server_round: int, error: BaseException | None) -> RunEnd:
+    if error is None:
+        return RunEnd(round=server_round, status="completed", reason="")
+    from_outside = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+    reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return RunEnd(round=server_round, status="stopped" if from_outside else "failed", reason=reason)
+
+
+class _Throttle:
+    """Thins out progress: of 200 clients it would be four fifths of the log."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[type[Event], int | str], float] = {}
+
+    def lets(self, event: Event, now: float) -> bool:
+        """Whether to write ``event``; the last step of a client or a model always is."""
+        who: int | str
+        if isinstance(event, DistillProgress):
+            who, last = event.partition_id, event.iteration >= event.iterations
+        elif isinstance(event, TrainProgress):
+            who, last = event.model, event.epoch >= event.epochs
         else:
-            self.emit("run-end", status="failed", reason=f"{type(error).__name__}: {error}")
-        self._file.close()
-
-
-def _json(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, Mapping):
-        return {str(k): _json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+            return True
+        key = (type(event), who)
+        if not last and now - self._last.get(key, -math.inf) < PROGRESS_EVERY_S:
+            return False
+        self._last[key] = now
+        return True
 
 
 class LogFollower:
@@ -85,110 +162,112 @@ class LogFollower:
 
     def __call__(self, event: Event) -> None:
         """Log ``event`` if a person wants to know."""
-        if event["kind"] in ("distill-progress", "train-progress"):
+        if isinstance(event, DistillProgress | TrainProgress):
             now = time.monotonic()
             if now - self._last_progress < self._every_s:
                 return
             self._last_progress = now
-        say = _LINES.get(event["kind"])
-        if say is None:
-            return
-        bad = event["kind"] in ("client-rejected", "training-failed")
-        level = logging.WARNING if bad else logging.INFO
-        logger.log(level, "%s", say(event))
+        said = sentence(event)
+        if said:
+            bad = isinstance(event, ClientRejected | TrainingFailed)
+            logger.log(logging.WARNING if bad else logging.INFO, "%s", said)
 
 
-def _round_start(e: Event) -> str:
+@functools.singledispatch
+def sentence(event: Event) -> str:
+    """Return ``event`` in words; "" for a kind that people need not hear of."""
+    return ""
+
+
+@sentence.register
+def _(e: RoundStart) -> str:
+    return f"round {e.round} of {e.rounds}: {len(e.clients)} of {e.online} clients train"
+
+
+@sentence.register
+def _(e: ClientReply) -> str:
+    loss = f", loss {e.train_loss:.3f}" if _is_number(e.train_loss) else ""
+    spent = f", {e.seconds:.1f} s" if _is_number(e.seconds) else ""
+    return f"client {e.partition_id}: {e.num_examples} images{loss}{spent}"
+
+
+@sentence.register
+def _(e: ClientRejected) -> str:
+    who = "a stray reply" if e.partition_id is None else f"client {e.partition_id}"
+    return f"{who} is set aside ({e.reply}): {e.reason}"
+
+
+@sentence.register
+def _(e: DistillProgress) -> str:
     return (
-        f"round {e['round']} of {e['rounds']}: {len(e['clients'])} of {e['online']} clients train"
+        f"distilling client {e.partition_id}: iteration {e.iteration} of {e.iterations}, "
+        f"matching loss {_number(e.loss)}{_left(e.eta_s)}"
     )
 
 
-def _client_reply(e: Event) -> str:
-    loss = "" if e["train_loss"] is None else f", loss {e['train_loss']:.3f}"
-    spent = "" if e["seconds"] is None else f", {e['seconds']:.1f} s"
-    return f"client {e['partition_id']}: {e['num_examples']} images{loss}{spent}"
-
-
-def _client_rejected(e: Event) -> str:
-    who = "a stray reply" if e["partition_id"] is None else f"client {e['partition_id']}"
-    return f"{who} is set aside ({e['reply']}): {e['reason']}"
-
-
-def _distill_progress(e: Event) -> str:
-    return (
-        f"distilling client {e['partition_id']}: iteration {e['iteration']} of "
-        f"{e['iterations']}, matching loss {_number(e['loss'])}{_left(e)}"
-    )
-
-
-def _distilled(e: Event) -> str:
+@sentence.register
+def _(e: Distilled) -> str:
     line = (
-        f"distilled client {e['partition_id']}: {e['num_images']} images of "
-        f"{len(e['classes'])} classes, matching loss {_number(e['first_loss'])} -> "
-        f"{_number(e['last_loss'])} in {e['seconds']:.1f} s"
+        f"distilled client {e.partition_id}: {e.num_images} images of {len(e.classes)} classes, "
+        f"matching loss {_number(e.first_loss)} -> {_number(e.last_loss)} in {e.seconds:.1f} s"
     )
-    stopped = f" ({e['stopped']})" if e["stopped"] else ""
-    return line + stopped + _left(e)
+    stopped = f" ({e.stopped})" if e.stopped else ""
+    return line + stopped + _left(e.eta_s)
 
 
-def _train_progress(e: Event) -> str:
+@sentence.register
+def _(e: TrainProgress) -> str:
     return (
-        f"training {e['model']}: epoch {e['epoch']} of {e['epochs']}, "
-        f"loss {_number(e['loss'])}{_left(e)}"
+        f"training {e.model}: epoch {e.epoch} of {e.epochs}, loss {_number(e.loss)}{_left(e.eta_s)}"
     )
 
 
-def _trained(e: Event) -> str:
+@sentence.register
+def _(e: Trained) -> str:
     return (
-        f"trained {e['model']} on {e['images']} synthetic images: {e['epochs']} epochs, "
-        f"loss {_number(e['loss'])}, {e['seconds']:.1f} s"
+        f"trained {e.model} on {e.images} synthetic images: {e.epochs} epochs, "
+        f"loss {_number(e.loss)}, {e.seconds:.1f} s"
     )
 
 
-def _training_failed(e: Event) -> str:
-    return f"training {e['model']} failed, so it stays as it was: {e['reason']}"
+@sentence.register
+def _(e: TrainingFailed) -> str:
+    return f"training {e.model} failed, so it stays as it was: {e.reason}"
 
 
-def _models_trained(e: Event) -> str:
-    return f"server's part of round {e['round']} took {e['seconds']:.1f} s"
+@sentence.register
+def _(e: ControlScored) -> str:
+    scores = ", ".join(f"{name} {value:.1%}" for name, value in e.accuracy.items())
+    return f"without any client the prior alone gives {scores}"
 
 
-def _round_end(e: Event) -> str:
-    scores = ", ".join(f"{name} {value:.1%}" for name, value in e["accuracy"].items())
-    kept = f"; the model stays as it was: {e['kept']}" if e["kept"] else ""
+@sentence.register
+def _(e: RoundEnd) -> str:
+    scores = ", ".join(f"{name} {value:.1%}" for name, value in e.accuracy.items())
+    kept = f"; the model stays as it was: {e.kept}" if e.kept else ""
     return (
-        f"round {e['round']} done: {scores or 'not scored'} in {e['seconds']:.1f} s, "
-        f"{_size(e['bytes_up'])} up, {_size(e['bytes_down'])} down{kept}{_left(e)}"
+        f"round {e.round} done: {scores or 'not scored'} in {e.seconds:.1f} s, "
+        f"{_size(e.bytes_up)} up, {_size(e.bytes_down)} down{kept}{_left(e.eta_s)}"
     )
 
 
-def _run_end(e: Event) -> str:
-    return "the run is complete" if e["status"] == "completed" else f"the run failed: {e['reason']}"
+@sentence.register
+def _(e: RunEnd) -> str:
+    if e.status == "completed":
+        return "the run is complete"
+    return f"the run {'was stopped' if e.status == 'stopped' else 'failed'}: {e.reason}"
 
 
-_LINES: dict[str, Callable[[Event], str]] = {
-    "round-start": _round_start,
-    "client-reply": _client_reply,
-    "client-rejected": _client_rejected,
-    "distill-progress": _distill_progress,
-    "distilled": _distilled,
-    "train-progress": _train_progress,
-    "trained": _trained,
-    "training-failed": _training_failed,
-    "models-trained": _models_trained,
-    "round-end": _round_end,
-    "run-end": _run_end,
-}
+def _left(seconds: float) -> str:
+    return f"; about {duration(seconds)} left" if seconds and math.isfinite(seconds) else ""
 
 
-def _left(e: Event) -> str:
-    seconds = e.get("eta_s")
-    return f"; about {duration(seconds)} left" if seconds else ""
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
-def _number(value: float | None) -> str:
-    return "not a number" if value is None else f"{value:.3f}"
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "not a number"
 
 
 def _size(count: int) -> str:
