@@ -426,9 +426,9 @@ def _read(hint: Any, value: Any) -> Any:  # noqa: ANN401
 
 
 def _first(hints: tuple[Any, ...], value: object) -> object:
-    """Return ``value`` as the first of ``hints`` that takes it."""
-    if value is None and type(None) in hints:
-        return None
+    """Return ``value`` as its own type, or as the first of ``hints`` that takes it."""
+    if type(value) in hints:
+        return _number(value) if type(value) is float else value
     for hint in hints:
         try:
             return _read(hint, value)
