@@ -3,12 +3,12 @@
 Run ``python docs/build_events.py`` after changing an event; a test compares the two.
 """
 
+import ast
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from build_config import field_docs
 
 from feddgm_flwr.events import KINDS, PHASES, SCHEMA, Event, Scalar
 
@@ -43,6 +43,18 @@ before is then void.
 """
 
 NAMES = {int: "integer", float: "number", str: "string", bool: "boolean", NoneType: "null"}
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Return the sentence under each field of ``cls`` and of what it inherits."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        body = ast.parse(inspect.getsource(base)).body[0].body  # type: ignore[attr-defined]
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            is_doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if isinstance(node, ast.AnnAssign) and is_doc:
+                docs[node.target.id] = " ".join(str(after.value.value).split())
+    return docs
 
 
 def type_name(hint: Any) -> str:  # noqa: ANN401

@@ -55,7 +55,7 @@ class RunStart(Event):
     """A run begins, or goes on from its checkpoint."""
 
     method: str
-    """The strategy: `feddgm`, or one of Flower's own."""
+    """The federated method: `feddgm`, or another."""
     rounds: int
     """Rounds in all, those before a resume counted in."""
     seed: int

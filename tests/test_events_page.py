@@ -9,8 +9,7 @@ from feddgm_flwr.events import KINDS
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_events_page_is_up_to_date_and_every_field_has_its_meaning(monkeypatch):
-    monkeypatch.syspath_prepend(DOCS)
+def test_events_page_is_up_to_date_and_every_field_has_its_meaning():
     spec = importlib.util.spec_from_file_location("build_events", DOCS / "build_events.py")
     builder = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(builder)

@@ -61,7 +61,7 @@ def server_side(
     saved = checkpoint.load(folder) if config.resume else None
     if saved is not None:
         checkpoint.check_same_run(saved.config, config.flat())
-    begin(config, spec, device, emit)
+    begin(config, spec, device, emit, done=saved.state.server_round if saved else 0)
     tools = build_tools(config, spec, device)
     learners = (tools.learners.surrogate, *tools.learners.global_models.values())
     scorer = Scorer(
@@ -87,11 +87,13 @@ def server_side(
         half.close()
 
 
-def begin(config: RunConfig, spec: ImageSpec, device: torch.device, emit: Emit) -> None:
+def begin(
+    config: RunConfig, spec: ImageSpec, device: torch.device, emit: Emit, *, done: int
+) -> None:
     """Tell what is run, with what, and where."""
     emit(
         RunStart(
-            round=0,
+            round=done,
             method=config.method,
             rounds=config.num_server_rounds,
             seed=config.seed,
