@@ -4,6 +4,7 @@ Knows the config and plain numbers; no tensor, no Flower.
 """
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -110,8 +111,17 @@ class Results:
 
     def save(self, out_dir: Path) -> None:
         """Rewrite ``result.json``."""
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        text = json.dumps(_plain(self.to_dict()), indent=2, allow_nan=False) + "\n"
         write_atomically(out_dir / "result.json", text.encode())
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """Return ``value`` as JSON has it: a number that is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
