@@ -11,19 +11,30 @@ command -v flwr >/dev/null || { echo "flwr is not installed; run make install fi
 export FLWR_HOME=$WORK/flwr-home
 export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 export RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
+# What runs on this machine is not to be looked for behind a proxy.
+export NO_PROXY="127.0.0.1,localhost,::1${NO_PROXY:+,$NO_PROXY}"
+export no_proxy=$NO_PROXY
+# Seconds that a server may take to answer its first call; a busy machine needs more.
+START_WAIT_S=${START_WAIT_S:-180}
 # Ray's own folder, apart from other runs; not in WORK, as its sockets need a short path.
-RAY_TMPDIR=$(mktemp -d)
+RAY_TMPDIR=$(mktemp -d) || {
+  echo "a temporary folder is needed; set TMPDIR to one that can be written" >&2
+  exit 1
+}
 export RAY_TMPDIR
 mkdir -p "$FLWR_HOME" "$WORK/cwd"
 
 GROUPS_STARTED=()
 
-# start LOG COMMAND...: in the background, as the leader of its own process group.
+# start LOG COMMAND...: in the background, as the leader of its own process group (which job control
+# gives it, also where there is no setsid).
 start() {
   local log=$1
   shift
-  setsid "$@" >"$log" 2>&1 </dev/null &
+  set -m
+  "$@" >"$log" 2>&1 </dev/null &
   GROUPS_STARTED+=("$!")
+  set +m
 }
 
 # Whole groups are stopped, newest first: a SuperLink's own children would outlive it.
@@ -36,15 +47,15 @@ stop_all() {
     still_running || return 0
     sleep 0.2
   done
-  for i in "${!GROUPS_STARTED[@]}"; do
+  for ((i = 0; i < ${#GROUPS_STARTED[@]}; i++)); do
     kill -KILL -- "-${GROUPS_STARTED[$i]}" 2>/dev/null || true
   done
 }
 
 still_running() {
-  local group
-  for group in "${GROUPS_STARTED[@]}"; do
-    kill -0 -- "-$group" 2>/dev/null && return 0
+  local i
+  for ((i = 0; i < ${#GROUPS_STARTED[@]}; i++)); do
+    kill -0 -- "-${GROUPS_STARTED[$i]}" 2>/dev/null && return 0
   done
   return 1
 }
@@ -70,19 +81,25 @@ PY
 }
 
 # ask ARGUMENTS...: flwr, cut short: a call that meets a server in the middle of its start may never
-# be answered.
+# be answered. (Not everywhere is there a `timeout`.)
 ask() {
-  timeout 15 flwr "$@"
+  python - "$@" <<'PY'
+import subprocess, sys
+try:
+    sys.exit(subprocess.run(["flwr", *sys.argv[1:]], timeout=30, stdin=subprocess.DEVNULL).returncode)
+except subprocess.TimeoutExpired:
+    sys.exit(124)
+PY
 }
 
-# wait_for SECONDS WHAT COMMAND...: until the command succeeds.
+# wait_for WHAT COMMAND...: until the command succeeds, at most START_WAIT_S seconds.
 wait_for() {
-  local seconds=$1 what=$2 end
-  shift 2
-  end=$((SECONDS + seconds))
+  local what=$1 end
+  shift
+  end=$((SECONDS + START_WAIT_S))
   until "$@" >/dev/null 2>&1; do
     if ((SECONDS >= end)); then
-      echo "$what was not ready after $seconds s; its log is in $WORK" >&2
+      echo "$what was not ready after $START_WAIT_S s (START_WAIT_S); its log is in $WORK" >&2
       exit 1
     fi
     sleep 0.5

@@ -41,7 +41,7 @@ start "$WORK/superlink.log" flower-superlink \
   --serverappio-api-address "127.0.0.1:${PORTS[2]}" \
   --ssl-ca-certfile "$KEYS/ca.crt" --ssl-certfile "$KEYS/server.pem" \
   --ssl-keyfile "$KEYS/server.key" --enable-supernode-auth
-wait_for 60 "the SuperLink" ask supernode list feddgm --format json
+wait_for "the SuperLink" ask supernode list feddgm --format json
 
 for ((i = 0; i < NODES; i++)); do
   # A SuperNode whose key is unknown gives up at once, so its key goes first.
@@ -60,6 +60,6 @@ all_online() {
   online=$(ask supernode list feddgm --format json | grep -c '"online"')
   ((online >= NODES))
 }
-wait_for 120 "a SuperNode" all_online
+wait_for "a SuperNode" all_online
 
 run_and_follow

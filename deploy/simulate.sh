@@ -59,7 +59,7 @@ if [[ -z ${RAY_ADDRESS:-} ]]; then
 fi
 start "$WORK/superlink.log" flower-superlink --insecure --simulation \
   --control-api-address "127.0.0.1:$CONTROL" --serverappio-api-address "127.0.0.1:$APPIO"
-wait_for 60 "the SuperLink" ask list feddgm --format json
+wait_for "the SuperLink" ask list feddgm --format json
 [[ -z $OWN_RAY ]] || wait_for_ray
 
 run_and_follow --federation-config \

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -234,6 +234,8 @@ class Scored(Event):
     """Model -> share of images that it gets right; empty where the server has no images."""
     loss: Mapping[str, float]
     """Model -> mean loss."""
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Further measures, each model -> value (`core/evaluation.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +246,8 @@ class ControlScored(Event):
     """Model -> share of images that it gets right."""
     loss: Mapping[str, float]
     """Model -> mean loss."""
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Further measures, each model -> value (`core/evaluation.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,9 +282,8 @@ class RoundEnd(Event):
     """Seconds until the last round is done, by the pace so far."""
     federated: Mapping[str, float] | None
     """The clients' own score: `accuracy`, `loss`, `examples`, `clients`; null if not asked."""
-    distilled: tuple[Mapping[str, Scalar], ...]
-    """By client: `partition_id`, `first_loss`, `last_loss`, `num_images`, `student_lr`, `seconds`,
-    `iterations`, `stopped`."""
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Further measures, each model -> value (`core/evaluation.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,15 +108,15 @@ def nested(deep, kind="moon-phase"):
 def test_numbers_that_json_lacks_become_null_and_then_nan(value):
     event = RoundEnd(
         round=1, accuracy={"surrogate": value}, loss={}, seconds=value, bytes_up=1, bytes_down=2,
-        replies={}, kept="", eta_s=0.0, federated=None, distilled=({"last_loss": value},),
+        replies={}, kept="", eta_s=0.0, federated=None, metrics={"worst": {"surrogate": value}},
     )  # fmt: skip
     said = json.loads(to_line(event, 1.0), parse_constant=pytest.fail)
     assert said["accuracy"] == {"surrogate": None}
-    assert said["distilled"] == [{"last_loss": None}]
+    assert said["metrics"] == {"worst": {"surrogate": None}}
     back = from_line(to_line(event, 1.0)).event
     assert math.isnan(back.seconds)
     assert math.isnan(back.accuracy["surrogate"])
-    assert math.isnan(back.distilled[0]["last_loss"])
+    assert math.isnan(back.metrics["worst"]["surrogate"])
 
 
 def test_null_stays_none_where_a_field_may_be_none():

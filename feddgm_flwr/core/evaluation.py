@@ -3,7 +3,8 @@
 Knows no data set and no round.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -21,10 +22,26 @@ class Evaluation:
         Fraction classified rightly.
     loss
         Mean cross-entropy.
+    metrics
+        What ``METRICS`` says, by name.
     """
 
     accuracy: float
     loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def worst_class_accuracy(guesses: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
+    """Return the accuracy on the class that fares worst; skewed data hide it in the mean."""
+    total = torch.bincount(labels)
+    right = torch.bincount(labels[guesses == labels], minlength=len(total))
+    return float((right / total)[total > 0].min())
+
+
+METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = {
+    "worst-class-accuracy": worst_class_accuracy,
+}
+"""Name -> function of guessed and true labels. A line here, and it stands in every result."""
 
 
 @torch.inference_mode()
@@ -47,12 +64,17 @@ def evaluate(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    right = torch.zeros((), device=device)
+    guesses: list[Tensor] = []
     loss = torch.zeros((), device=device)
     batches = torch.split(images, batch_size), torch.split(labels, batch_size)
     for x, y in zip(*batches, strict=True):
         logits, truth = model(x.to(device)), y.to(device)
         loss += cross_entropy(logits, truth, reduction="sum")
-        right += (logits.argmax(1) == truth).sum()
+        guesses.append(logits.argmax(1))
     model.train(was_training)
-    return Evaluation(accuracy=float(right) / len(images), loss=float(loss) / len(images))
+    guessed, true = torch.cat(guesses).cpu(), labels.cpu()
+    return Evaluation(
+        accuracy=float((guessed == true).sum()) / len(images),
+        loss=float(loss) / len(images),
+        metrics={name: metric(guessed, true) for name, metric in METRICS.items()},
+    )

@@ -312,7 +312,7 @@ class RoundKeeper(Strategy):
         number = self._round.number
         with phase("score", number, self._emit):
             scores = self._score(self.state)
-        self._emit(Scored(round=number, accuracy=scores.accuracy, loss=scores.loss))
+        self._emit(Scored(round=number, **asdict(scores)))
         if server_round == 0:
             self.results.initial = scores
             self.results.save(self._out_dir)
@@ -328,6 +328,7 @@ class RoundKeeper(Strategy):
             round=now.number,
             accuracy=scores.accuracy,
             loss=scores.loss,
+            metrics=scores.metrics,
             seconds=time.monotonic() - now.began,
             bytes_up=now.bytes_up,
             bytes_down=now.bytes_down,
@@ -347,7 +348,9 @@ class RoundKeeper(Strategy):
         # Only now: a picture must not cost a round.
         if now.report is not None:
             self._show(now.number, now.report)
-        self._emit(RoundEnd(**done.told(), kept=now.kept, eta_s=self._left_s()))
+        # How each client was distilled has events of its own.
+        told = {name: value for name, value in asdict(done).items() if name != "distilled"}
+        self._emit(RoundEnd(**told, kept=now.kept, eta_s=self._left_s()))
 
     def _checkpoint(self) -> None:
         checkpoint.save(

@@ -54,4 +54,6 @@ class Scorer:
             found = evaluate(model, self._test.images, self._test.labels)
             model.to("cpu")
             scores.accuracy[name], scores.loss[name] = found.accuracy, found.loss
+            for metric, value in found.metrics.items():
+                scores.metrics.setdefault(metric, {})[name] = value
         return scores

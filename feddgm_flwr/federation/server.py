@@ -137,7 +137,7 @@ def add_control(side: ServerSide, emit: Emit) -> None:
         taught = control_state(config, side.tools, fresh, emit)
     scores = side.scorer.score({"surrogate": taught.surrogate, **taught.global_models})
     side.results.generator_only = asdict(scores)
-    emit(ControlScored(round=0, accuracy=scores.accuracy, loss=scores.loss))
+    emit(ControlScored(round=0, **asdict(scores)))
 
 
 def say_hello(config: RunConfig, folder: Path, device: torch.device) -> None:

@@ -26,10 +26,13 @@ class Scores:
     ----------
     accuracy, loss
         "surrogate" and each global model -> value; empty where the server has no test images.
+    metrics
+        The same for each of ``core.evaluation.METRICS``.
     """
 
     accuracy: dict[str, float] = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,7 @@ class RoundResult:
     replies: dict[str, int]
     federated: dict[str, float] | None = None
     distilled: list[dict[str, Any]] = field(default_factory=list)
-
-    def told(self) -> dict[str, Any]:
-        """Return the fields, as events and JSON have them."""
-        return asdict(self)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Results:
         return {
             **self.header,
             "initial": asdict(self.initial),
-            "rounds": [_without_none(r.told()) for r in self.rounds],
+            "rounds": [_without_none(asdict(r)) for r in self.rounds],
             "generator_only": self.generator_only,
             "versions": versions(),
         }

@@ -222,7 +222,7 @@ DISTILLED = {
 }  # fmt: skip
 ENDED = {
     "round": 2, "loss": {}, "seconds": 61.25, "bytes_up": 2_340_000, "bytes_down": 1_000_000,
-    "replies": {}, "federated": None, "distilled": (),
+    "replies": {}, "federated": None,
 }  # fmt: skip
 
 

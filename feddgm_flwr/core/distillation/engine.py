@@ -56,7 +56,14 @@ class Engine(Protocol):
 
 def default_workers(device: torch.device) -> int:
     """Return one worker a core this process may use, or a single one on a GPU."""
-    return 1 if device.type == "cuda" else len(os.sched_getaffinity(0))
+    return 1 if device.type == "cuda" else own_cores()
+
+
+def own_cores() -> int:
+    """Return the CPU cores that this process may use, or all where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager
