@@ -142,9 +142,8 @@ class RunConfig(Settings):
             A value of the wrong type.
         """
         check_known(flat)
-        known = settings()
-        # "auto" is a word of its own where a device is named.
-        said = {k: v for k, v in flat.items() if v != AUTO or known[k].default == AUTO}
+        # Of a device "auto" is also the default, so it may be left out like any other.
+        said = {key: value for key, value in flat.items() if value != AUTO}
         values = _by_section(said)
         if values[RunConfig].get("recipe") == "paper":
             values = _by_section({**recipe_values(), **said})
