@@ -3,21 +3,39 @@
 Run ``python docs/build_config.py`` after changing a setting; a test compares.
 """
 
+import json
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from feddgm_flwr import methods
 from feddgm_flwr.config import RENAMED, Declared, RunConfig, sections, settings
-from feddgm_flwr.core.settings import about_of, key_of
+from feddgm_flwr.core.settings import Scalar, Settings, about_of, key_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
-HEAD = """# Every setting
+TRY_FIRST = {
+    "method": "against what to compare",
+    "data.alpha": "how much the clients differ",
+    "client.epochs": "how long they train",
+    "distill.images-per-class": "how many images each gives",
+    "global-model.names": "which larger models learn from them",
+}
+"""Key -> what it decides."""
 
-Set with `flwr run . --run-config "distill.iterations=50 seed=1"` or with a TOML file of them
-(`conf/` has one for each reported experiment). A key left at `"auto"`, as all are in
-`pyproject.toml`, takes the value of the recipe: `feddgm` (ours, the default) or `paper` (the
-authors' settings). An unknown key, a wrong type, a value out of range and one that another setting
-leaves unread end the run at once with one sentence. "Resume" marks what a resumed run may change.
+HEAD = f"""# Every setting
+
+Set them with `flwr run . --run-config "distill.iterations=50 seed=1"` or with a TOML file
+(`conf/` has one for each reported experiment). The five to try first:
+
+{chr(10).join(f"- `{key}`: {what}" for key, what in TRY_FIRST.items())}
+
+What holds of all:
+
+- A key left at `"auto"`, as all are in `pyproject.toml`, takes the value of the recipe:
+  `recipe = "feddgm"` (ours, the default) or `recipe = "paper"` (the authors' settings).
+- An unknown key, a wrong type, a value out of range and a value that another setting leaves unread
+  end the run at once, with one sentence.
+- "resume" marks what a resumed run may change.
 
 <!-- Written by docs/build_config.py; change the declaration beside what it configures instead. -->
 """
@@ -26,26 +44,43 @@ BEGIN = "# Every key is described in docs/config.md, whose script writes this li
 END = "\n[tool.ruff]\n"
 
 
+def toml(value: Scalar) -> str:
+    """Return ``value`` as a config file says it."""
+    return f"`{json.dumps(value)}`"
+
+
 def type_name(declared: Declared) -> str:
     """Return how a reader writes the type and the bounds."""
     if get_origin(declared.hint) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(declared.hint))
-    bounds = declared.about.expected if declared.about.words is None else ""
-    return f"{declared.hint.__name__} {bounds}".strip()
+        return ", ".join(map(toml, get_args(declared.hint)))
+    return ", ".join(filter(None, (declared.hint.__name__, declared.about.expected)))
 
 
 def row(key: str, declared: Declared) -> str:
     """Return a key's line of its table."""
     about = declared.about
-    paper = "" if about.paper is None else f"`{about.paper!r}`"
+    paper = "" if about.paper is None else toml(about.paper)
     under = "".join(
-        f" Read only under `{other.replace('_', '-')}` = {' or '.join(f'`{v}`' for v in values)}."
-        for other, values in about.only.items()
+        f" Read only under `{switch}` = {' or '.join(map(toml, values))}."
+        for switch, values in declared.only.items()
     )
-    meaning = (about.meaning + under).replace("|", "/")
     resume = "yes" if about.may_differ else ""
-    default = f"`{declared.default!r}`"
-    return f"| `{key}` | {type_name(declared)} | {default} | {paper} | {resume} | {meaning} |"
+    cells = (
+        f"`{key}`",
+        type_name(declared),
+        toml(declared.default),
+        paper,
+        resume,
+        about.meaning + under,
+    )
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def about_section(section: type[Settings]) -> str:
+    """Return what a section is for, and the methods whose own it is."""
+    first = (section.__doc__ or "").splitlines()[0]
+    readers = [name for name in methods.names() if section in methods.registered(name).settings]
+    return first + (f" Read by {', '.join(f'`{name}`' for name in readers)}." if readers else "")
 
 
 def page() -> str:
@@ -53,8 +88,7 @@ def page() -> str:
     known = settings()
     parts = [HEAD]
     for section in sections():
-        about = (section.__doc__ or "").splitlines()[0]
-        parts.append(f"## {section.section or 'The run'}\n\n{about}\n")
+        parts.append(f"## {section.section or 'The run'}\n\n{about_section(section)}\n")
         parts.append("| key | type | `feddgm` | `paper`, if other | resume | what it does |")
         parts.append("|---|---|---|---|---|---|")
         keys = [key_of(section, name) for name in about_of(section)]

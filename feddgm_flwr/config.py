@@ -9,10 +9,10 @@ A value of ``"auto"`` means "as the recipe says": a setting's default, or under 
 what it declares for that. This module knows no tensor, no data set and no Flower.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from feddgm_flwr import methods
@@ -26,7 +26,6 @@ from feddgm_flwr.core.settings import (
     Settings,
     Words,
     about_of,
-    check,
     hints_of,
     key_of,
     setting,
@@ -76,7 +75,7 @@ RENAMED = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
-    """One run, whole."""
+    """What concerns a run as a whole."""
 
     recipe: Literal["feddgm", "paper"] = setting(
         "feddgm", "What `auto` stands for: our measured best, or the authors' settings."
@@ -84,10 +83,7 @@ class RunConfig(Settings):
     method: str = setting(
         "feddgm",
         "The federated method: ours, or another on the same clients and data.",
-        words=Words(
-            fit=lambda name: name in methods.names(),
-            expected=f"one of {methods.names()}",
-        ),
+        words=Words(fit=lambda name: name in methods.names(), expected=f"one of {methods.names()}"),
     )
     seed: int = setting(
         0, "Everything random is derived from it: partitions, weights, batches, latents.", ge=0
@@ -111,8 +107,10 @@ class RunConfig(Settings):
     global_model: GlobalModelConfig = field(default_factory=GlobalModelConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
-    of_methods: Mapping[type[Settings], Settings] = field(default_factory=dict)
-    """What each method's own section says."""
+    of_methods: Mapping[type[Settings], Settings] = field(
+        default_factory=lambda: {section: section() for section in methods.sections()}
+    )
+    """What each method's own section says, for every section of a method."""
 
     @property
     def starts_from_prior(self) -> bool:
@@ -128,7 +126,7 @@ class RunConfig(Settings):
 
     def of_method(self, section: type[S]) -> S:
         """Return what a method's own section says."""
-        own = self.of_methods.get(section, section())
+        own = self.of_methods[section]
         assert isinstance(own, section)
         return own
 
@@ -144,59 +142,52 @@ class RunConfig(Settings):
             A value of the wrong type.
         """
         check_known(flat)
-        known = settings()
-        recipe = flat.get("recipe", AUTO)
-        recipes = ("feddgm", "paper")
-        check(recipe in (AUTO, *recipes), "recipe", recipe, f"one of {recipes}")
-        # "auto" is a word of its own where a device is named.
-        said = {k: v for k, v in flat.items() if v != AUTO or known[k].default == AUTO}
-        merged = (recipe_values() if recipe == "paper" else {}) | said
-        trees = {s: _section(s, merged) for s in sections() if s is not cls}
-        own = {s: trees.pop(s) for s in methods.sections()}
-        parts: dict[str, Any] = {_field_of(s): tree for s, tree in trees.items()}
-        config = cls(**_values(cls, merged), **parts, of_methods=own)
+        # Of a device "auto" is also the default, so it may be left out like any other.
+        said = {key: value for key, value in flat.items() if value != AUTO}
+        values = _by_section(said)
+        if values[RunConfig].get("recipe") == "paper":
+            values = _by_section({**recipe_values(), **said})
+        own = {s: s(**values[s]) for s in methods.sections()}
+        parts: dict[str, Any] = {_field_of(s): s(**values[s]) for s in STATIC}
+        config = cls(**values[RunConfig], **parts, of_methods=own)
         config.check_read(said)
         return config
 
     def flat(self) -> dict[str, Scalar]:
         """Return the resolved dotted keys and values, as a run folder records them."""
         return {
-            key: value
-            for tree in self._trees()
-            for key, value in (
-                (key_of(type(tree), name), getattr(tree, name)) for name in about_of(type(tree))
-            )
+            key: getattr(self._tree(declared.section), declared.name)
+            for key, declared in settings().items()
         }
 
     def check_read(self, said: Mapping[str, Scalar]) -> None:
         """Raise where the user said what another setting leaves unread.
+
+        Its default may be said: a run folder's record of every setting is a run config too.
 
         Raises
         ------
         ValueError
             Such as ``prior.path`` under ``prior.kind = "pixel"``.
         """
-        for tree in self._trees():
-            for name, about in about_of(type(tree)).items():
-                key, value = key_of(type(tree), name), getattr(tree, name)
-                if key not in said or value == _default(type(tree), name):
-                    continue
-                for other, allowed in about.only.items():
-                    got = getattr(tree, other)
-                    if got not in allowed:
-                        switch = key_of(type(tree), other)
-                        words = " or ".join(map(repr, allowed))
-                        raise ValueError(
-                            f"{key} = {value!r} is read only under {switch} = {words}, got "
-                            f"{switch} = {got!r}; leave one of the two out"
-                        )
+        flat, known = self.flat(), settings()
+        for key in said:
+            declared, value = known[key], flat[key]
+            if value == declared.default:
+                continue
+            for switch, allowed in declared.only.items():
+                if flat[switch] not in allowed:
+                    raise ValueError(
+                        f"{key} = {value!r} is read only under {switch} = "
+                        f"{' or '.join(map(repr, allowed))}, got {switch} = {flat[switch]!r}; "
+                        "change one of the two with -c"
+                    )
 
-    def _trees(self) -> list[Settings]:
-        return [
-            self,
-            *(getattr(self, _field_of(s)) for s in STATIC),
-            *(self.of_methods.get(s, s()) for s in methods.sections()),
-        ]
+    def _tree(self, section: type[Settings]) -> Settings:
+        if section is RunConfig:
+            return self
+        tree: Settings = self.of_methods.get(section) or getattr(self, _field_of(section))
+        return tree
 
 
 STATIC: tuple[type[Settings], ...] = tuple(
@@ -209,11 +200,18 @@ STATIC: tuple[type[Settings], ...] = tuple(
 
 @dataclass(frozen=True)
 class Declared:
-    """A setting as it was declared, with its type."""
+    """A setting as it was declared: the field ``name`` of ``section``, and its type."""
 
+    section: type[Settings]
+    name: str
     hint: Any
     default: Scalar
     about: About
+
+    @property
+    def only(self) -> dict[str, tuple[Scalar, ...]]:
+        """The same as ``about.only``, by dotted keys."""
+        return {key_of(self.section, name): values for name, values in self.about.only.items()}
 
 
 def sections() -> tuple[type[Settings], ...]:
@@ -221,20 +219,27 @@ def sections() -> tuple[type[Settings], ...]:
     return (RunConfig, *STATIC, *methods.sections())
 
 
-def settings() -> dict[str, Declared]:
-    """Return every setting by its dotted key."""
+# A device reads its config for each message, and the declarations stay as they are.
+@cache
+def settings() -> Mapping[str, Declared]:
+    """Return every setting by its dotted key, section by section."""
     return {
-        key_of(section, name): Declared(hints_of(section)[name], _default(section, name), about)
+        # A class keeps the default of a field under the field's name.
+        key_of(section, name): Declared(
+            section, name, hints_of(section)[name], getattr(section, name), about
+        )
         for section in sections()
         for name, about in about_of(section).items()
     }
 
 
-def recipe_values() -> dict[str, Scalar]:
+@cache
+def recipe_values() -> Mapping[str, Scalar]:
     """Return what ``recipe = "paper"`` sets."""
     return {k: d.about.paper for k, d in settings().items() if d.about.paper is not None}
 
 
+@cache
 def may_differ() -> frozenset[str]:
     """Return the keys that a resumed run may change."""
     return frozenset(key for key, declared in settings().items() if declared.about.may_differ)
@@ -262,21 +267,14 @@ def check_known(flat: Mapping[str, Scalar]) -> None:
     )
 
 
-def _section(section: type[Settings], flat: Mapping[str, Scalar]) -> Settings:
-    return section(**_values(section, flat))
-
-
-def _values(section: type[Settings], flat: Mapping[str, Scalar]) -> dict[str, Any]:
-    hints = hints_of(section)
-    keys = {name: key_of(section, name) for name in about_of(section)}
-    return {name: typed(k, flat[k], hints[name]) for name, k in keys.items() if k in flat}
+def _by_section(flat: Mapping[str, Scalar]) -> dict[type[Settings], dict[str, Any]]:
+    """Return each section's fields, typed, as far as ``flat`` says them."""
+    values: dict[type[Settings], dict[str, Any]] = {section: {} for section in sections()}
+    for key, value in flat.items():
+        declared = settings()[key]
+        values[declared.section][declared.name] = typed(key, value, declared.hint)
+    return values
 
 
 def _field_of(section: type[Settings]) -> str:
     return section.section.replace("-", "_")
-
-
-def _default(section: type[Settings], name: str) -> Scalar:
-    found: Any = next(f.default for f in dataclasses.fields(section) if f.name == name)
-    value: Scalar = found
-    return value

@@ -67,7 +67,7 @@ class GlobalModelConfig(TrainConfig):
 
     names: str = setting(
         "",
-        f'Comma-separated, of {", ".join(GLOBAL_MODELS)}; "" for none.',
+        'The models, beside the surrogate; "" for none.',
         words=Words(
             fit=lambda names: set(name_list(names)) <= set(GLOBAL_MODELS),
             expected=f"names of {GLOBAL_MODELS} joined by ','",

@@ -52,10 +52,10 @@ class About:
     """
 
     meaning: str
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
+    ge: float | int | None = None
+    gt: float | int | None = None
+    le: float | int | None = None
+    lt: float | int | None = None
     words: Words | None = None
     paper: Any = None
     may_differ: bool = False
@@ -65,7 +65,7 @@ class About:
         """Whether ``value`` is within the bounds."""
         if isinstance(value, str):
             return self.words is None or self.words.fit(value)
-        return math.isfinite(value) and not (
+        return _finite(value) and not (
             (self.ge is not None and value < self.ge)
             or (self.gt is not None and value <= self.gt)
             or (self.le is not None and value > self.le)
@@ -77,25 +77,28 @@ class About:
         """The bounds in words; "" without any."""
         if self.words is not None:
             return self.words.expected
-        low, high = (self.ge, self.gt), (self.le, self.lt)
-        if any(b is not None for b in low) and any(b is not None for b in high):
-            opening = f"[{self.ge:g}" if self.ge is not None else f"({self.gt:g}"
-            return f"in {opening}, " + (f"{self.le:g}]" if self.le is not None else f"{self.lt:g})")
-        if self.gt is not None:
-            return f"greater than {self.gt:g}"
-        if self.ge is not None:
-            return f">= {self.ge:g}"
-        return ""
+        sides = {">=": self.ge, "greater than": self.gt, "<=": self.le, "less than": self.lt}
+        said = [f"{words} {bound:g}" for words, bound in sides.items() if bound is not None]
+        if len(said) < 2:
+            return "".join(said)
+        low = f"[{self.ge:g}" if self.ge is not None else f"({self.gt:g}"
+        high = f"{self.le:g}]" if self.le is not None else f"{self.lt:g})"
+        return f"in {low}, {high}"
+
+
+def _finite(value: Scalar) -> bool:
+    # Asked of no int: one beyond every float is finite, and would be an OverflowError.
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def setting(
     default: T,
     meaning: str,
     *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
+    ge: float | int | None = None,
+    gt: float | int | None = None,
+    le: float | int | None = None,
+    lt: float | int | None = None,
     words: Words | None = None,
     paper: T | None = None,
     may_differ: bool = False,
@@ -130,13 +133,11 @@ class Settings:
     section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            about = f.metadata.get("about")
-            if about is None:
-                continue  # a section within a section
-            value = getattr(self, f.name)
-            expected = about.expected or "a finite number"
-            check(about.allows(value), key_of(type(self), f.name), value, expected)
+        for name, about in about_of(type(self)).items():
+            value = getattr(self, name)
+            # Of infinity, ">= 0" would say nothing.
+            expected = about.expected if _finite(value) else "a finite number"
+            check(about.allows(value), key_of(type(self), name), value, expected)
 
 
 def check(ok: bool, key: str, value: object, expected: str) -> None:
@@ -174,17 +175,14 @@ def typed(key: str, value: Scalar, hint: Any) -> Scalar:  # noqa: ANN401
     )
 
 
-def about_of(section: type[Settings]) -> dict[str, About]:
-    """Return what is said of each setting of ``section``, by field name."""
-    return {f.name: f.metadata["about"] for f in own_fields(section)}
+def about_of(section: type[Settings]) -> Mapping[str, About]:
+    """Return what is said of each setting of ``section``, by field name, in their order."""
+    # A field of which nothing is said is a section within the section.
+    own = {f.name: f.metadata.get("about") for f in dataclasses.fields(section)}
+    return {name: about for name, about in own.items() if about is not None}
 
 
-def own_fields(section: type[Settings]) -> list[dataclasses.Field[Any]]:
-    """Return the fields that are settings, not sections."""
-    return [f for f in dataclasses.fields(section) if "about" in f.metadata]
-
-
-def hints_of(section: type[Settings]) -> dict[str, Any]:
+def hints_of(section: type[Settings]) -> Mapping[str, Any]:
     """Return the type of each field."""
     return get_type_hints(section)
 
@@ -197,7 +195,10 @@ def restated(
     meaning: str = "",
     paper: T | None = None,
 ) -> T:
-    """Declare a field that ``base`` has, with a default of its own and the same bounds."""
+    """Declare a field that ``base`` has anew: the same bounds, another default.
+
+    Its value under the paper's recipe is not ``base``'s; its meaning is, unless said.
+    """
     about = about_of(base)[name]
     about = dataclasses.replace(about, meaning=meaning or about.meaning, paper=paper)
     field: T = dataclasses.field(default=default, metadata={"about": about})

@@ -28,8 +28,7 @@ class TrainConfig(Settings):
     batch_size: int = setting(32, "Images a step.", ge=1)
     augment: str = setting(
         "",
-        'Augmentations joined by `_`, of color, crop, cutout, flip, scale, rotate; "" for none. '
-        "`flip` is left out where a mirrored image changes its class.",
+        'Augmentations; "" for none. `flip` is left out where a mirrored image changes its class.',
         words=NAMES,
     )
 
