@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from feddgm_flwr.core.augment import DRAWS, augment
+from feddgm_flwr.core.augment import ALL_NAMES, DRAWS, augment, fitting
 from feddgm_flwr.core.seeding import derive
 
 ALL = "color_crop_cutout_flip_scale_rotate"
@@ -145,6 +145,16 @@ def test_scale_and_rotate_keep_the_middle_of_the_image():
     assert (y[:, 0, 8, 8] > 0.99).all()
     assert (y[:, 0, 0, 0] == 0).all()
     assert not torch.allclose(y, x)
+
+
+@pytest.mark.parametrize(
+    ("names", "without"),
+    [(ALL, "color_crop_cutout_scale_rotate"), ("flip", ""), ("color", "color"), ("", "")],
+)
+def test_only_the_mirror_is_left_out_where_it_would_change_a_class(names, without):
+    assert fitting(names, flip=False) == without
+    assert fitting(names, flip=True) == names
+    assert ALL == ALL_NAMES
 
 
 def test_unknown_name_is_refused_with_the_known_ones():

@@ -50,9 +50,9 @@ def address():
 
 @pytest.fixture
 def federation():
-    server = toy.setting()
+    server = toy.server()
     state, updates = toy.federation(server)
-    return server, [distill_job(update, state, server) for update in updates]
+    return server, [distill_job(update, state, server.shop) for update in updates]
 
 
 def over_ray(bench, jobs, address, monkeypatch, on_progress=lambda *_: None):
@@ -71,12 +71,12 @@ def test_two_nodes_give_the_bits_of_one_process_and_a_killed_worker_is_retried(
     federation, address, monkeypatch, tmp_path
 ):
     server, jobs = federation
-    serial = SerialEngine(server.bench).run(jobs, lambda *_: None, lambda _: None)
+    serial = SerialEngine(server.shop.bench).run(jobs, lambda *_: None, lambda _: None)
     diary = tmp_path / "diary"
     prior = DeadlyPrior(toy.SPEC, diary=str(diary), victim=2, deaths=1)
     progress = []
     results, told = over_ray(
-        replace(server.bench, prior=prior),
+        replace(server.shop.bench, prior=prior),
         jobs,
         address,
         monkeypatch,
@@ -102,7 +102,7 @@ def test_a_worker_that_keeps_dying_fails_its_client_alone(
     server, jobs = federation
     diary = tmp_path / "diary"
     prior = DeadlyPrior(toy.SPEC, diary=str(diary), victim=2, deaths=99)
-    results, _ = over_ray(replace(server.bench, prior=prior), jobs, address, monkeypatch)
+    results, _ = over_ray(replace(server.shop.bench, prior=prior), jobs, address, monkeypatch)
     assert diary.with_suffix(".deaths").read_text() == "2"
     assert len(results[0].images)
     assert not len(results[1].images)
@@ -119,7 +119,7 @@ def test_where_clients_hold_every_cpu_distillation_still_runs(federation, addres
     try:
         holders = [ray.remote(num_cpus=1)(Holder).remote() for _ in range(2)]
         ray.get([holder.here.remote() for holder in holders])
-        engine = RayEngine(server.bench, workers=0)
+        engine = RayEngine(server.shop.bench, workers=0)
         results = engine.run(jobs, lambda *_: None, lambda _: None)
         engine.close()
         assert ray.is_initialized(), "who found Ray running must leave it running"

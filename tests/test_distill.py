@@ -17,16 +17,18 @@ from feddgm_flwr.core.distillation.distill import (
 
 
 def result(progress=None, **overrides):
-    server = toy.setting(**overrides)
+    server = toy.server(**overrides)
     state, updates = toy.federation(server)
-    return distill_client(distill_job(updates[0], state, server), server.bench, progress=progress)
+    return distill_client(
+        distill_job(updates[0], state, server.shop), server.shop.bench, progress=progress
+    )
 
 
 def with_checkpoints(server, epochs=(1, 2, 3)):
     """A job whose client also told where it was after some of its four epochs."""
     state, updates = toy.federation(server)
-    told = tuple(toy.federation(toy.setting(client__epochs=epoch))[1][0].params for epoch in epochs)
-    return dataclasses.replace(distill_job(updates[0], state, server), checkpoints=told)
+    told = tuple(toy.federation(toy.server(client__epochs=epoch))[1][0].params for epoch in epochs)
+    return dataclasses.replace(distill_job(updates[0], state, server.shop), checkpoints=told)
 
 
 @pytest.mark.parametrize("gradient", ["exact", "detached"])
@@ -46,20 +48,20 @@ def test_descent_lowers_the_matching_loss(gradient, optimizer):
 @pytest.mark.parametrize("distance", ["endpoint", "cosine"])
 @pytest.mark.parametrize("epochs", [(), (1, 2, 3)])
 def test_descent_lowers_either_distance_with_and_without_checkpoints(gradient, distance, epochs):
-    server = toy.setting(
+    server = toy.server(
         distill__gradient=gradient, distill__distance=distance, distill__iterations=20
     )
-    out = distill_client(with_checkpoints(server, epochs), server.bench)
+    out = distill_client(with_checkpoints(server, epochs), server.shop.bench)
     assert out.report.last_loss < 0.75 * out.report.first_loss
 
 
 @pytest.mark.parametrize("distance", ["endpoint", "cosine"])
 def test_reported_loss_is_the_mean_of_the_distances_at_each_waypoint(distance):
     def first_loss(job, steps):
-        server = toy.setting(distill__distance=distance, distill__student_steps=steps)
-        return distill_client(job, server.bench).report.first_loss
+        server = toy.server(distill__distance=distance, distill__student_steps=steps)
+        return distill_client(job, server.shop.bench).report.first_loss
 
-    job = with_checkpoints(toy.setting())
+    job = with_checkpoints(toy.server())
     alone = [
         first_loss(dataclasses.replace(job, target=there, checkpoints=()), step)
         for step, there in enumerate([*job.checkpoints, job.target], 1)
@@ -141,13 +143,34 @@ def test_early_stop_is_reported():
 
 
 def test_a_target_that_is_not_finite_is_given_up_with_the_reason():
-    server = toy.setting()
+    server = toy.server()
     state, updates = toy.federation(server)
-    job = distill_job(updates[0], state, server)
+    job = distill_job(updates[0], state, server.shop)
     broken = {k: torch.full_like(v, 1e30) for k, v in job.target.items()}
-    out = distill_client(dataclasses.replace(job, target=broken), server.bench)
+    out = distill_client(dataclasses.replace(job, target=broken), server.shop.bench)
     assert "non-finite matching loss" in out.report.stopped
     assert math.isnan(out.report.last_loss)
+    assert len(out.images) == 0
+
+
+def test_a_reply_that_proves_no_class_is_given_up_with_the_reason():
+    server = toy.server(distill__labels="soft")
+    state, updates = toy.federation(server)
+    fallen = {k: v - 1 for k, v in state.surrogate.items()}
+    job = distill_job(dataclasses.replace(updates[0], params=fallen), state, server.shop)
+    assert job.images_per_class == {}
+    out = distill_client(job, server.shop.bench)
+    assert "proves no class" in out.report.stopped
+    assert out.latents is None
+    assert (len(out.images), len(out.targets), out.report.iterations) == (0, 0, 0)
+
+
+def test_a_reply_that_is_what_was_sent_is_given_up_with_the_reason():
+    server = toy.server(distill__classes="all")
+    state, updates = toy.federation(server)
+    still = dataclasses.replace(updates[0], params=state.surrogate)
+    out = distill_client(distill_job(still, state, server.shop), server.shop.bench)
+    assert "no trajectory to match" in out.report.stopped
     assert len(out.images) == 0
 
 

@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 import toy
-from test_algorithm import quiet, same
 
-from feddgm_flwr.core.algorithm import apply_round, distill_job, run_jobs
+from feddgm_flwr.core.algorithm import apply_round, distill_job
 from feddgm_flwr.core.distillation.engine import ProcessEngine, SerialEngine
+from feddgm_flwr.core.distillation.telling import distilled
+from feddgm_flwr.events import Distilled, DistillProgress
 
 
 @pytest.mark.slow
 def test_processes_equal_serial_bitwise_and_survive_a_dead_worker():
-    server = toy.setting()
+    server = toy.server()
     state, updates = toy.federation(server)
-    jobs = [distill_job(u, state, server) for u in updates]
-    serial = SerialEngine(server.bench).run(jobs, lambda *_: None, lambda _: None)
-    engine = ProcessEngine(server.bench, workers=2)
+    jobs = [distill_job(u, state, server.shop) for u in updates]
+    serial = SerialEngine(server.shop.bench).run(jobs, lambda *_: None, lambda _: None)
+    engine = ProcessEngine(server.shop.bench, workers=2)
     killed = []
 
     def kill_once(partition_id, iteration, iterations, loss):
@@ -41,42 +42,38 @@ def test_processes_equal_serial_bitwise_and_survive_a_dead_worker():
 
 
 def test_an_error_of_the_machine_fails_one_client_with_the_reason(monkeypatch):
-    server = toy.setting()
+    server = toy.server()
     state, updates = toy.federation(server)
-    jobs = [distill_job(u, state, server) for u in updates]
+    jobs = [distill_job(u, state, server.shop) for u in updates]
 
     def out_of_memory(self, labels, *, rng):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(type(server.prior), "sample", out_of_memory)
-    results = server.engine.run(jobs, lambda *_: None, lambda _: None)
+    monkeypatch.setattr(type(server.shop.bench.prior), "sample", out_of_memory)
+    results = server.shop.engine.run(jobs, lambda *_: None, lambda _: None)
     assert all("out of memory" in r.report.stopped and not len(r.images) for r in results)
 
 
 def test_progress_tells_time_left():
-    server = toy.setting()
+    server = toy.server()
     state, updates = toy.federation(server)
     events = []
-    apply_round(
-        state,
-        updates,
-        server,
-        emit=lambda kind, **fields: events.append((kind, fields)),
-    )
-    progress = [f for kind, f in events if kind == "distill-progress"]
+    apply_round(state, updates, server.shop, emit=events.append)
+    progress = [e for e in events if isinstance(e, DistillProgress)]
     assert len(progress) == 2 * server.config.distill.iterations
-    assert all(f["eta_s"] >= 0 for f in progress)
-    assert sum(kind == "distilled" for kind, _ in events) == 2
-    assert same(progress[-1]["iteration"], server.config.distill.iterations)
-    assert quiet("nothing") is None
+    assert all(e.eta_s >= 0 for e in progress)
+    done = [e for e in events if isinstance(e, Distilled)]
+    assert [e.partition_id for e in done] == [0, 1]
+    assert all(e.eta_s == 0 for e in done[-1:])
+    assert progress[-1].iteration == server.config.distill.iterations
 
 
 def test_what_comes_before_the_first_news_does_not_count_for_the_time_left(monkeypatch):
-    server = toy.setting()
+    server = toy.server()
     state, updates = toy.federation(server)
-    jobs = [distill_job(u, state, server) for u in updates]
+    jobs = [distill_job(u, state, server.shop) for u in updates]
     clock, told = [0.0], []
-    monkeypatch.setattr("feddgm_flwr.core.algorithm.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("feddgm_flwr.core.telling.time.monotonic", lambda: clock[0])
 
     class Late:
         def run(self, jobs, on_progress, on_result):
@@ -89,7 +86,7 @@ def test_what_comes_before_the_first_news_does_not_count_for_the_time_left(monke
         def close(self):
             pass
 
-    run_jobs(jobs, Late(), lambda kind, **fields: told.append(fields["eta_s"]))
+    distilled(jobs, Late(), 1, lambda event: told.append(event.eta_s))
     # One of two clients alone, so that half of the work is left at the end.
     assert told[0] == 0.0
     assert told[1:] == pytest.approx([20.0 - i for i in range(2, 11)])
@@ -102,10 +99,11 @@ from feddgm_flwr.core.algorithm import distill_job
 from feddgm_flwr.core.distillation.engine import ProcessEngine
 
 if __name__ == "__main__":
-    server = toy.setting()
+    server = toy.server()
     state, updates = toy.federation(server)
-    engine = ProcessEngine(server.bench, workers=2)
-    engine.run([distill_job(u, state, server) for u in updates], lambda *_: None, lambda _: None)
+    engine = ProcessEngine(server.shop.bench, workers=2)
+    jobs = [distill_job(u, state, server.shop) for u in updates]
+    engine.run(jobs, lambda *_: None, lambda _: None)
     print(*engine._pool._processes, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """

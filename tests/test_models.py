@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from feddgm_flwr.config import SurrogateConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.models import (
+    GLOBAL_MODELS,
     Normalize,
+    SurrogateConfig,
     build_global_model,
     build_surrogate,
     initialise,
@@ -144,6 +145,10 @@ def test_depth_beyond_the_image_is_refused_with_the_depth_that_fits():
 def test_alexnet_refuses_images_that_it_would_pool_to_nothing():
     with pytest.raises(ValueError, match="at least 15 pixels, got 8"):
         build_global_model("alexnet", spec(8), SurrogateConfig())
+
+
+def test_the_models_that_a_config_may_name_are_those_that_are_tested_here():
+    assert set(GLOBAL_MODELS) == set(NAMES)
 
 
 def test_unknown_global_model_is_refused_with_the_known_ones():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from feddgm_flwr.config import ClientConfig
+from feddgm_flwr.core.local import ClientConfig
 from feddgm_flwr.core.ownership import owned_classes
 from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.training import train

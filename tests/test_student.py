@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr.config import SurrogateConfig
 from feddgm_flwr.core.distillation import convnet
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
 from feddgm_flwr.core.distillation.distill import student_of
 from feddgm_flwr.core.distillation.student import AutogradStudent
 from feddgm_flwr.core.images import ImageSpec
-from feddgm_flwr.core.models import build_surrogate
+from feddgm_flwr.core.models import ConvNet, SurrogateConfig, build_surrogate
 from feddgm_flwr.core.params import params_of
 
 
@@ -28,11 +27,11 @@ class Case:
 
     def __init__(self, depth=2, width=8, norm="instance", channels=1, side=9, n=5):
         torch.manual_seed(depth + width + side)
-        spec = ImageSpec(
+        self.spec = ImageSpec(
             channels, side, ("a", "b", "c"), (0.4,) * channels, (0.3,) * channels, flip=False
         )
-        config = SurrogateConfig(depth=depth, width=width, norm=norm)
-        self.net = build_surrogate(config, spec).double()
+        self.config = SurrogateConfig(depth=depth, width=width, norm=norm)
+        self.net = build_surrogate(self.config, self.spec).double()
         self.params = {k: p + 0.1 * torch.randn_like(p) for k, p in params_of(self.net).items()}
         self.images = torch.rand(n, channels, side, side, dtype=torch.float64)
         self.targets = torch.rand(n, 3, dtype=torch.float64)  # rows need not sum to one
@@ -161,6 +160,41 @@ def test_the_surrogate_is_differentiated_in_closed_form_and_others_by_torch():
     case = Case()
     assert isinstance(student_of(case.net), ConvNetStudent)
     assert isinstance(student_of(torch.nn.Flatten()), AutogradStudent)
+
+
+class Doubled(ConvNet):
+    """A surrogate of the same layers that computes something else."""
+
+    def forward(self, images):
+        return 2 * super().forward(images) ** 2
+
+
+def test_a_subclass_that_computes_something_else_goes_through_autograd_and_is_right():
+    case = Case()
+    case.net.__class__ = Doubled
+    student = student_of(case.net)
+    assert isinstance(student, AutogradStudent)
+
+    leaves = {k: p.clone().requires_grad_() for k, p in case.params.items()}
+    images, targets = (t.clone().requires_grad_() for t in (case.images, case.targets))
+    loss = cross_entropy(2 * plain(case, leaves, images) ** 2, targets)
+    truth = torch.autograd.grad(loss, leaves.values(), create_graph=True)
+    slope = sum((g * v).sum() for g, v in zip(truth, case.direction, strict=True))
+    second = torch.autograd.grad(slope, [images, targets, *leaves.values()])
+
+    gradient, pulled = differentiated(case, student)
+    mine = [*gradient, pulled.slope, pulled.images, pulled.targets, *pulled.params]
+    for ours, theirs in zip(mine, [*truth, slope, *second], strict=True):
+        torch.testing.assert_close(ours, theirs.detach())
+    # The closed form of the plain one would be wrong here.
+    wrong = ConvNetStudent(case.net).step(case.params, case.images, case.targets, keep=True)[0]
+    assert not torch.allclose(wrong[0], gradient[0], rtol=1e-2)
+
+
+def plain(case, params, images):
+    """The logits of the surrogate proper."""
+    net = build_surrogate(case.config, case.spec).double()
+    return functional_call(net, params, (images,))
 
 
 if __name__ == "__main__":

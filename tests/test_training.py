@@ -7,10 +7,17 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from feddgm_flwr.config import TrainConfig
 from feddgm_flwr.core.params import Params, params_of
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.core.training import epoch_batches, train, weighted_loss
+from feddgm_flwr.core.training import (
+    PLAIN,
+    Rule,
+    TrainConfig,
+    epoch_batches,
+    steps_of,
+    train,
+    weighted_loss,
+)
 
 
 def config(**said) -> TrainConfig:
@@ -34,7 +41,7 @@ def data(n: int = 10, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trained(*, images=None, targets=None, **said) -> tuple[Params, float]:
-    keywords = {k: said.pop(k) for k in ("weights", "anchor", "proximal_mu") if k in said}
+    keywords = {k: said.pop(k) for k in ("weights", "rule") if k in said}
     x, y = data()
     m = model()
     loss = train(
@@ -113,28 +120,72 @@ def test_weighted_loss_by_hand():
     assert float(loss) == pytest.approx(expected)
 
 
-def test_proximal_term_is_the_gradient_of_half_mu_squared_distance():
+def test_a_rule_changes_the_gradient_that_the_step_follows():
     x, y = data()
-    m, mu, anchor = model(), 0.7, {k: v + 0.1 for k, v in params_of(model()).items()}
+    m, mu, anchor = model(), 0.7, [p + 0.1 for p in params_of(model()).values()]
+
+    def pull(parameters):
+        for p, a in zip(parameters, anchor, strict=True):
+            p.grad.add_(p.detach() - a, alpha=mu)
+
     rng, sgd = derive(0, "train"), torch.optim.SGD(m.parameters(), lr=0.1)
     for _ in range(3):
         for chosen in torch.randperm(10, generator=rng).split(4):
             sgd.zero_grad()
-            pairs = [(p, anchor[name]) for name, p in m.named_parameters()]
-            pull = sum(((p - a) ** 2).sum() for p, a in pairs)
-            (cross_entropy(m(x[chosen]), y[chosen]) + mu / 2 * pull).backward()
+            away = sum(((p - a) ** 2).sum() for p, a in zip(m.parameters(), anchor, strict=True))
+            (cross_entropy(m(x[chosen]), y[chosen]) + mu / 2 * away).backward()
             sgd.step()
-    assert_same(trained(anchor=anchor, proximal_mu=mu)[0], params_of(m))
+    assert_same(trained(rule=Rule(pull))[0], params_of(m))
 
 
-def test_without_mu_the_anchor_is_not_looked_at():
-    far = {k: v + 100 for k, v in params_of(model()).items()}
-    assert_same(trained(anchor=far)[0], trained()[0])
+def test_a_rule_is_asked_before_every_step_with_the_parameters_in_order():
+    seen, m = [], model()
+    x, y = data()
+
+    def look(parameters):
+        assert all(p.grad is not None for p in parameters)
+        seen.append([p.detach().clone() for p in parameters])
+
+    train(m, x, y, config(), rng=derive(0, "train"), rule=Rule(look))
+    assert len(seen) == 9
+    for p, before in zip(seen[0], params_of(model()).values(), strict=True):
+        assert torch.equal(p, before)
+    assert not torch.equal(seen[-1][0], next(iter(m.parameters())))
 
 
-def test_proximal_term_without_an_anchor_is_refused():
-    with pytest.raises(ValueError, match="needs an anchor"):
-        trained(proximal_mu=0.1)
+@pytest.mark.parametrize("rule", [PLAIN, Rule(lambda parameters: None)])
+def test_a_rule_that_changes_nothing_changes_no_bit(rule):
+    plain, ruled = trained(), trained(rule=rule)
+    assert plain[1] == ruled[1]
+    assert all(torch.equal(plain[0][k], ruled[0][k]) for k in plain[0])
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_every_step_is_told_after_it_was_made(epochs):
+    told, m = [], model()
+    x, y = data()
+
+    def on_step(step):
+        told.append((step, params_of(m)))
+
+    train(m, x, y, config(epochs=epochs), rng=derive(0, "train"), on_step=on_step)
+    steps = steps_of(10, config(epochs=epochs))
+    assert [step for step, _ in told] == list(range(1, steps + 1))
+    assert steps == 3 * epochs
+    assert_same(told[-1][1], params_of(m))
+    before = [params_of(model()), *(params for _, params in told[:-1])]
+    assert all(
+        not torch.equal(a["0.weight"], b["0.weight"])
+        for a, (_, b) in zip(before, told, strict=True)
+    )
+
+
+def test_no_epochs_make_no_step():
+    told = []
+    x, y = data()
+    train(model(), x, y, config(epochs=0), rng=derive(0, "train"), on_step=told.append)
+    assert told == []
+    assert steps_of(10, config(epochs=0)) == 0
 
 
 def test_no_epochs_leave_the_model_and_tell_its_loss():

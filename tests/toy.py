@@ -1,5 +1,6 @@
 """A whole server in miniature: three classes of 8x8 images, a pixel prior, a narrow ConvNet."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,10 @@ CONFIG = {
 }
 
 
+OWNED = {0: [0, 1] * 12, 1: [2] * 12}
+"""Client -> labels of its images."""
+
+
 @dataclass(frozen=True)
 class Server:
     """A run's config and what its server works with."""
@@ -47,11 +52,45 @@ def quiet(event) -> None:
     """Tell nobody."""
 
 
+def same(a, b) -> bool:
+    """Whether two values are equal, bit for bit, whatever they are made of."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if dataclasses.is_dataclass(a):
+        return type(a) is type(b) and all(
+            same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)
+        )
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
 def images(labels: list[int], seed: int = 0) -> ImageSet:
     """Return noisy copies of one fixed picture a class."""
     pictures = torch.rand(3, 1, 8, 8, generator=derive(99, "pictures"))
     noise = 0.1 * torch.randn(len(labels), 1, 8, 8, generator=derive(seed, "noise"))
     return ImageSet((pictures[labels] + noise).clamp(0, 1), torch.tensor(labels))
+
+
+class Telling:
+    """A prior that knows the classes: it shows each one's true picture, a little noisy."""
+
+    conditional = True
+    fingerprint = "telling"
+
+    def sample(self, labels, *, rng):
+        """Return images as latents."""
+        return images(labels.tolist(), int(torch.randint(99, (1,), generator=rng))).images
+
+    def decode(self, latents):
+        """Return the latents themselves."""
+        return latents
+
+    def to(self, device):
+        """Return itself."""
+        return self
 
 
 def server(**overrides) -> Server:
@@ -70,6 +109,14 @@ def server(**overrides) -> Server:
     return Server(config, tools, shop)
 
 
+def under(on: Server, prior) -> Server:
+    """Return the same server under another prior."""
+    bench = dataclasses.replace(on.tools.bench, prior=prior)
+    engine = build_engine(on.config.distill, bench)
+    tools = dataclasses.replace(on.tools, bench=bench)
+    return Server(on.config, tools, dataclasses.replace(on.shop, bench=bench, engine=engine))
+
+
 def update(on: Server, state: ServerState, partition_id: int, data: ImageSet) -> ClientUpdate:
     """Return the reply of a client that owns ``data``."""
     task = Task(state.surrogate, state.server_round + 1)
@@ -82,5 +129,9 @@ def update(on: Server, state: ServerState, partition_id: int, data: ImageSet) ->
 def federation(on: Server) -> tuple[ServerState, list[ClientUpdate]]:
     """Return round 0 and the first replies of two clients: one owns a and b, the other c."""
     state = first_state(on.config, on.tools, quiet)
-    owned = {0: [0, 1] * 12, 1: [2] * 12}
-    return state, [update(on, state, i, images(own, i)) for i, own in owned.items()]
+    return state, replies(on, state)
+
+
+def replies(on: Server, state: ServerState) -> list[ClientUpdate]:
+    """Return what the two clients of ``federation`` reply to ``state``."""
+    return [update(on, state, i, images(own, i)) for i, own in OWNED.items()]

@@ -96,7 +96,8 @@ def fresh_latents(
     rng: torch.Generator,
 ) -> Latents:
     """Return samples of the prior, class by class; soft labels start near one-hot."""
-    labels = torch.tensor([c for c, n in sorted(images_per_class.items()) for _ in range(n)])
+    each = [c for c, n in sorted(images_per_class.items()) for _ in range(n)]
+    labels = torch.tensor(each, dtype=torch.long)
     return Latents(
         values=prior.sample(labels, rng=rng),
         labels=labels,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from feddgm_flwr.config import DataConfig
 from feddgm_flwr.data.datasets import load, packaged_csv, read, spec_of, split
+from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.data.specs import SPECS
 
 
@@ -123,7 +123,7 @@ def test_spec_of_own_data_is_as_configured(folder):
 def test_reading_imports_none_of_the_heavy_packages():
     program = (
         "import sys\n"
-        "from feddgm_flwr.config import DataConfig\n"
+        "from feddgm_flwr.data.settings import DataConfig\n"
         "from feddgm_flwr.data.partition import client_images\n"
         "client_images(DataConfig(), 'train', partition_id=0, num_partitions=2, seed=0)\n"
         "heavy = {'torchvision', 'sklearn', 'mlxtend', 'matplotlib', 'diffusers', 'PIL'}\n"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddgm_flwr.config import DataConfig
 from feddgm_flwr.data.datasets import load, read
 from feddgm_flwr.data.partition import client_images, counts, deal, own_source, partition
+from feddgm_flwr.data.settings import DataConfig
 
 LABELS = np.repeat(np.arange(10), 60)
 SEEDS = st.integers(0, 2**31)

@@ -7,11 +7,11 @@ import torch
 from small_models import save_kl, save_pooled, save_tiny, save_vq
 from torch.nn import functional
 
-from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.priors import build_prior
 from feddgm_flwr.priors.autoencoder import Decoder, load_autoencoder
+from feddgm_flwr.priors.settings import PriorConfig
 
 SAVERS = {"kl": save_kl, "tiny": save_tiny, "vq": save_vq, "pooled": save_pooled}
 MAX_BLOCK = {"kl": 5, "tiny": 7, "vq": 4, "pooled": 7}
@@ -22,7 +22,7 @@ def spec(size=16, channels=3):
 
 
 def prior_at(path, size=16, channels=3, **options):
-    config = GeneratorConfig(kind="autoencoder", path=str(path), **options)
+    config = PriorConfig(kind="autoencoder", path=str(path), **options)
     return build_prior(config, spec(size, channels))
 
 

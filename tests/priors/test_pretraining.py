@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from feddgm_flwr.config import GeneratorConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.priors import build_prior
@@ -14,6 +13,7 @@ from feddgm_flwr.priors.pretraining.fonts import CLASSES, rasterise, thin
 from feddgm_flwr.priors.pretraining.ink import Hand, draw
 from feddgm_flwr.priors.pretraining.sources import FolderSource, read_folder
 from feddgm_flwr.priors.pretraining.train import CHECKPOINT, Pretraining, fit
+from feddgm_flwr.priors.settings import PriorConfig
 
 
 def noise_source(classes=("a", "b")):
@@ -150,11 +150,11 @@ def test_the_command_makes_a_prior_of_a_folder_of_images(tmp_path, mode, channel
     with Image.open(out / "samples.png") as image:
         assert image.size == (20 * 8, 2 * 8)
     spec = ImageSpec(channels, 8, ("light", "dark"), (0.5,) * channels, (0.2,) * channels)
-    prior = build_prior(GeneratorConfig(path=str(out)), spec)
+    prior = build_prior(PriorConfig(path=str(out)), spec)
     assert prior.conditional
     latents = prior.sample(torch.tensor([0, 1]), rng=derive(0, "test"))
     assert prior.decode(latents).shape == (2, channels, 8, 8)
-    whole = build_prior(GeneratorConfig(kind="autoencoder", path=str(out)), spec)
+    whole = build_prior(PriorConfig(kind="autoencoder", path=str(out)), spec)
     torch.testing.assert_close(whole.decode(latents), prior.decode(latents))
 
 

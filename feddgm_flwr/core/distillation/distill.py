@@ -115,6 +115,8 @@ def distill_client(
 
     A non-finite loss ends the descent at the last finite latents and is reported, never raised.
     """
+    if reason := nothing_to_distil(job):
+        return failed_result(job, bench, reason)
     began = time.perf_counter()
     config, device = bench.config, bench.device
     rng = derive(job.seed, "latents", job.server_round, job.partition_id)
@@ -174,6 +176,15 @@ def distill_client(
     if not stopped or stopped == "converged":
         best = variables.latents(latents.labels)
     return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
+
+
+def nothing_to_distil(job: DistillJob) -> str:
+    """Return why a job has neither trajectory nor classes to be distilled; "" if it has both."""
+    if not job.images_per_class and job.latents is None:
+        return "the reply proves no class"
+    if squared_distance(job.start, job.target) == 0:
+        return "the reply is what the client was sent, so there is no trajectory to match"
+    return ""
 
 
 def waypoints(
