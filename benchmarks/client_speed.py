@@ -20,10 +20,9 @@ import torch
 from stand_in import stand_in
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr.config import TrainConfig
 from feddgm_flwr.core.memory import keep_freed_memory
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.core.training import train
+from feddgm_flwr.core.training import TrainConfig, train
 
 
 @dataclass(frozen=True)

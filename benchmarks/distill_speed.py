@@ -35,15 +35,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from inprocess import build_setting, client_sets, local_update
+from inprocess import client_sets, local_update
 from reference import distill_plainly
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 from watching import PeakMemory
 
-from feddgm_flwr.config import RunConfig, TrainConfig
-from feddgm_flwr.core.algorithm import distill_job, fresh_state
+from feddgm_flwr.build import build_tools, workshop
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.algorithm import distill_job
 from feddgm_flwr.core.distillation.distill import (
     Bench,
     DistillJob,
@@ -57,7 +58,9 @@ from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.models import build_surrogate, initialise
 from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.core.training import train
+from feddgm_flwr.core.start import fresh_state
+from feddgm_flwr.core.training import TrainConfig, train
+from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.priors import build_prior
 
 WORKLOADS = {
@@ -155,13 +158,15 @@ def build_case(name: str, options: argparse.Namespace) -> Case:
 def mnist5k(device: torch.device) -> Case:
     """Return the client of the demo that owns the median number of classes."""
     config = RunConfig.from_run_config({"distill.engine": "serial"})
-    setting = build_setting(config)
+    tools = build_tools(config, spec_of(config.data))
     owned = client_sets(config.data, CLIENTS, config.seed)
     median = sorted(range(CLIENTS), key=lambda i: len(torch.unique(owned[i].labels)))[CLIENTS // 2]
-    state = fresh_state(setting)
-    update = local_update(setting, state, owned[median], median, 1)
-    bench = replace(setting.bench, device=device)
-    return Case("mnist5k", bench, distill_job(update, state, setting), config.distill.iterations)
+    state = fresh_state(tools.learners, seed=config.seed)
+    update = local_update(config, tools, state, owned[median], median)
+    with workshop(config, tools) as shop:
+        job = distill_job(update, state, shop)
+        bench = replace(shop.bench, device=device)
+    return Case("mnist5k", bench, job, config.distill.iterations)
 
 
 def paper_case(name: str, options: argparse.Namespace) -> Case:
@@ -190,7 +195,7 @@ def paper_case(name: str, options: argparse.Namespace) -> Case:
     train(model, images, labels, local, rng=derive(0, "client", 1, 0))
     per_class = dict.fromkeys(range(10), config.distill.images_per_class)
     job = DistillJob(0, 1, 0, start, params_of(model), per_class, None)
-    prior = build_prior(config.generator, spec)
+    prior = build_prior(config.prior, spec)
     chunk = 4 if options.device.type == "cpu" else 64
     bench = Bench(model, prior, config.distill, spec, chunk, options.device)
     return Case(name, bench, job, config.distill.iterations)

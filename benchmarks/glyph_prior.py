@@ -14,15 +14,16 @@ import time
 
 import torch
 
-from feddgm_flwr.config import DataConfig, GeneratorConfig, SurrogateConfig, TrainConfig
 from feddgm_flwr.core.evaluation import evaluate
 from feddgm_flwr.core.images import ImageSet, ImageSpec
-from feddgm_flwr.core.models import build_surrogate, initialise
+from feddgm_flwr.core.models import SurrogateConfig, build_surrogate, initialise
 from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.core.training import train
+from feddgm_flwr.core.training import TrainConfig, train
 from feddgm_flwr.data.datasets import load, spec_of
+from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.priors import build_prior
+from feddgm_flwr.priors.settings import PriorConfig
 
 
 def generator_only(prior: Prior, spec: ImageSpec, test: ImageSet, seed: int) -> float:
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = DataConfig(name="mnist5k")
     spec, test = spec_of(data), load(data, "test")
-    prior = build_prior(GeneratorConfig(kind="glyphs", path=options.path), spec)
+    prior = build_prior(PriorConfig(kind="glyphs", path=options.path), spec)
     scores = [generator_only(prior, spec, test, seed) for seed in range(options.seeds)]
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
     print(f"generator only: {statistics.mean(scores):.3f} +- {spread:.3f}")

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inprocess import build_setting, run
+from inprocess import quiet, run, scorer
 
+from feddgm_flwr.build import build_tools, control_state
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.core.algorithm import Emit, fresh_state, taught_by_prior
-from feddgm_flwr.core.evaluation import evaluate
-from feddgm_flwr.core.params import load_params
-from feddgm_flwr.data.datasets import load
+from feddgm_flwr.core.start import fresh_state
+from feddgm_flwr.data.datasets import load, spec_of
 
 CLIENTS = 10
 GRIDS = {
@@ -54,13 +53,9 @@ def control(settings: dict[str, Any]) -> list[float]:
     """Return the accuracy of the surrogate that the prior alone taught."""
     torch.set_num_threads(1)
     config = RunConfig.from_run_config({**settings, "distill.engine": "serial"})
-    setting = build_setting(config)
-    quiet: Emit = lambda kind, **fields: None  # noqa: E731
-    load_params(
-        setting.surrogate, taught_by_prior(fresh_state(setting), setting, emit=quiet).surrogate
-    )
-    test = load(config.data, "test")
-    return [evaluate(setting.surrogate, test.images, test.labels).accuracy]
+    tools = build_tools(config, spec_of(config.data))
+    taught = control_state(config, tools, fresh_state(tools.learners, seed=config.seed), quiet)
+    return [scorer(tools, load(config.data, "test"))(taught).accuracy["surrogate"]]
 
 
 def best_fedavg(

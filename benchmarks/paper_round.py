@@ -23,12 +23,14 @@ from typing import Any
 
 import torch
 from distill_speed import machine
-from inprocess import accuracies, build_setting, client_sets, local_update
+from inprocess import client_sets, local_update, quiet, scorer
 from watching import PeakMemory, Utilisation
 
+from feddgm_flwr.build import build_tools, first_state, workshop
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.core.algorithm import apply_round, init_state
-from feddgm_flwr.data.datasets import load
+from feddgm_flwr.core.algorithm import apply_round
+from feddgm_flwr.data.datasets import load, spec_of
+from feddgm_flwr.events import Distilled, Event, Trained
 
 CLASSES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 
@@ -42,6 +44,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "data.class-names": CLASSES,
         "data.channels": 3,
         "data.image-size": 32,
+        "data.flip": True,
         "data.alpha": 0.1,
         "prior.kind": "autoencoder",
         "prior.path": options.weights,
@@ -69,31 +72,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     config = RunConfig.from_run_config(settings(options))
-    setting = build_setting(config, options.device)
-    state = init_state(setting, emit=lambda kind, **fields: None)
+    tools = build_tools(config, spec_of(config.data), options.device)
+    state = first_state(config, tools, quiet)
     owned = client_sets(config.data, options.clients, config.seed)
     seconds: dict[str, float] = {}
     clients: list[dict[str, Any]] = []
 
-    def hear(kind: str, **fields: Any) -> None:  # noqa: ANN401
-        if kind == "distilled":
-            clients.append(fields)
-            print(f"client {fields['partition_id']}: {fields['seconds']:.1f} s", flush=True)
-        if kind == "trained":
-            seconds[f"training of {fields['model']}"] = fields["seconds"]
+    def hear(event: Event) -> None:
+        if isinstance(event, Distilled):
+            clients.append(asdict(event))
+            print(f"client {event.partition_id}: {event.seconds:.1f} s", flush=True)
+        if isinstance(event, Trained):
+            seconds[f"training of {event.model}"] = event.seconds
 
     gpu = Utilisation(options.device) if Utilisation.known(options.device) else nullcontext()
-    with PeakMemory(options.device) as peak, gpu as busy:
+    memory = PeakMemory(options.device)
+    with workshop(config, tools) as shop, memory as peak, gpu as busy:
         began = time.perf_counter()
-        updates = [local_update(setting, state, data, i, 1) for i, data in enumerate(owned)]
+        updates = [local_update(config, tools, state, own, i) for i, own in enumerate(owned)]
         seconds["local training, all clients"] = time.perf_counter() - began
         began = time.perf_counter()
-        state, _ = apply_round(state, updates, setting, emit=hear)
+        state, _ = apply_round(state, updates, shop, emit=hear)
         seconds["the server's round"] = time.perf_counter() - began
         seconds["distillation, all clients"] = sum(c["seconds"] for c in clients)
     print("\n".join(["| phase | seconds |", "|---|---|"]))
     print("\n".join(f"| {phase} | {s:.1f} |" for phase, s in seconds.items()))
-    scores = accuracies(setting, state, load(config.data, "test"))
+    scores = scorer(tools, load(config.data, "test"))(state).accuracy
     print(f"peak memory {peak.mb:.0f} MB; test accuracy {scores}")
     if busy:
         print(f"the GPU was busy {busy.percent:.0f} % of the time")

@@ -22,9 +22,9 @@ import torch
 from stand_in import stand_in
 from watching import proc_mb
 
-from feddgm_flwr.config import DistillConfig
 from feddgm_flwr.core.distillation.distill import Bench, DistillJob
 from feddgm_flwr.core.distillation.engine import SerialEngine
+from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.priors.pixel import PixelPrior

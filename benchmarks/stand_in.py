@@ -1,8 +1,7 @@
 """A surrogate of any size, for what needs neither data nor a client. No claim."""
 
-from feddgm_flwr.config import SurrogateConfig
 from feddgm_flwr.core.images import ImageSpec
-from feddgm_flwr.core.models import ConvNet, build_surrogate, initialise
+from feddgm_flwr.core.models import ConvNet, SurrogateConfig, build_surrogate, initialise
 from feddgm_flwr.core.seeding import derive
 
 

@@ -1,7 +1,7 @@
 """The tools of a run, put together from its config, without Flower.
 
 Whoever reproduces or extends the algorithm in a plain script begins here (examples/one_round.py);
-the apps do too. Knows no file but the prior's.
+the apps do too. A client's half is ``methods.client``. Knows no file but the prior's.
 """
 
 import os

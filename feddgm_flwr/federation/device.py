@@ -1,10 +1,10 @@
-"""What a device's app makes of its config: identity, own images, the method's half.
+"""What a device's app makes of its config: identity, own images, the client it is.
 
 Imports neither the server's half nor the engine of distillation.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,19 +12,17 @@ from flwr.app import Context
 from torch import nn
 
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.core.augment import fitting
-from feddgm_flwr.core.images import ImageSet, ImageSpec
-from feddgm_flwr.core.local import Task, Walk, walk
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.local import Task, Walk
 from feddgm_flwr.core.models import build_surrogate
 from feddgm_flwr.core.params import load_params
-from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.data.datasets import Part, spec_of
 from feddgm_flwr.data.partition import client_images
 from feddgm_flwr.federation.machine import device_of
 from feddgm_flwr.federation.messages import DATA_DIR, Identity
-from feddgm_flwr.methods.halves import ClientHalf, method_of
+from feddgm_flwr.methods.client import Client
 
 
 @dataclass(frozen=True)
@@ -34,23 +32,17 @@ class Device:
     config: RunConfig
     who: Identity
     node_config: Mapping[str, Scalar]
-    spec: ImageSpec
-    half: ClientHalf
-    where: torch.device
+    client: Client
 
     @classmethod
     def of(cls, context: Context) -> "Device":
         """Read a device's side from what Flower hands to its app."""
         config = RunConfig.from_run_config(context.run_config)
         torch.set_num_threads(config.client.threads)
-        return cls(
-            config,
-            Identity.of(context.node_config),
-            context.node_config,
-            spec_of(config.data),
-            method_of(config.method).client(config),
-            device_of("client.device", config.client.device),
-        )
+        who = Identity.of(context.node_config)
+        where = device_of("client.device", config.client.device)
+        client = Client(config, spec_of(config.data), who.partition_id, where)
+        return cls(config, who, context.node_config, client)
 
     def images(self, part: Part) -> ImageSet:
         """Return own images: a part of the data set, or those of an own folder."""
@@ -66,34 +58,14 @@ class Device:
 
     def surrogate(self, task: Task) -> nn.Module:
         """Return the surrogate as it was sent."""
-        model = build_surrogate(self.config.surrogate, self.spec)
+        model = build_surrogate(self.config.surrogate, self.client.spec)
         load_params(model, task.params)
-        return model.to(self.where)
+        return model.to(self.client.device)
 
     def train(self, task: Task, data: ImageSet) -> Walk:
         """Train the surrogate on ``data`` by the method's rule."""
-        config, spec = self.config, self.spec
-        return walk(
-            build_surrogate(config.surrogate, spec),
-            data,
-            task,
-            replace(config.client, augment=fitting(config.client.augment, flip=spec.flip)),
-            self.half.rule(task),
-            rng=derive(config.seed, "client", task.server_round, self.who.partition_id),
-            device=self.where,
-        )
+        return self.client.train(task, data)
 
     def update(self, task: Task, data: ImageSet, walked: Walk) -> ClientUpdate:
         """Return what goes back to the server."""
-        counts = None
-        if self.config.client.share_label_counts:
-            classes = self.spec.num_classes
-            counts = tuple(torch.bincount(data.labels, minlength=classes).tolist())
-        return ClientUpdate(
-            partition_id=self.who.partition_id,
-            params=walked.params,
-            num_examples=len(data),
-            label_counts=counts,
-            checkpoints=walked.checkpoints,
-            extra=self.half.up(task, walked),
-        )
+        return self.client.reply(task, data, walked)
