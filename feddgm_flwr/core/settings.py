@@ -52,10 +52,10 @@ class About:
     """
 
     meaning: str
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
+    ge: float | int | None = None
+    gt: float | int | None = None
+    le: float | int | None = None
+    lt: float | int | None = None
     words: Words | None = None
     paper: Any = None
     may_differ: bool = False
@@ -92,10 +92,10 @@ def setting(
     default: T,
     meaning: str,
     *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
+    ge: float | int | None = None,
+    gt: float | int | None = None,
+    le: float | int | None = None,
+    lt: float | int | None = None,
     words: Words | None = None,
     paper: T | None = None,
     may_differ: bool = False,

@@ -9,7 +9,7 @@ and a device may be restarted or replaced without harm, as it keeps nothing. Kno
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from feddgm_flwr import methods
 from feddgm_flwr.config import RunConfig
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from feddgm_flwr.build import Tools
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Makes the next state of a round's accepted replies, which come sorted by partition id."""
 
