@@ -1,6 +1,7 @@
 """The house's rules of who may import whom, read off the source (ARCHITECTURE.md)."""
 
 import ast
+import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,8 +14,32 @@ PACKAGE = ROOT / "feddgm_flwr"
 FORBIDDEN_IN_CORE = {
     *("flwr", "ray", "diffusers", "mlxtend", "sklearn", "PIL", "safetensors", "matplotlib"),
     *("pathlib", "json", "csv", "tempfile", "shutil", "pickle", "sqlite3", "io"),
-    *("feddgm_flwr.data", "feddgm_flwr.federation", "feddgm_flwr.monitoring"),
+    *("feddgm_flwr.config", "feddgm_flwr.priors", "feddgm_flwr.methods", "feddgm_flwr.data"),
+    *("feddgm_flwr.federation", "feddgm_flwr.monitoring", "feddgm_flwr.build"),
+    *("feddgm_flwr.cluster", "client_app", "server_app"),
 }
+
+FORBIDDEN_ON_A_DEVICE = {
+    "feddgm_flwr.core.algorithm",
+    *(f"feddgm_flwr.core.distillation.{m}" for m in ("engine", "distill", "matching")),
+    *(f"feddgm_flwr.federation.{m}" for m in ("keeper", "server", "screening", "checkpoint")),
+    *("feddgm_flwr.federation.roster", "feddgm_flwr.federation.flower_strategies"),
+    *("feddgm_flwr.build", "feddgm_flwr.cluster", "feddgm_flwr.priors.autoencoder"),
+    *("diffusers", "torchvision", "ray", "matplotlib", "sklearn", "mlxtend"),
+}
+
+ON_A_DEVICE = """
+import sys
+import client_app
+from feddgm_flwr import methods
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.methods.halves import method_of
+
+for name in methods.names():
+    method_of(name).client(RunConfig(method=name))
+print(*sys.modules)
+"""
+"""All that a device does before its first image, for every method."""
 
 
 def name_of(file: Path) -> str:
@@ -95,8 +120,46 @@ def test_ray_is_known_to_the_cluster_engine_alone():
 
 
 def test_the_federation_is_known_to_the_apps_alone():
+    """But for its settings, and for the one file that borrows Flower's own arithmetic."""
     allowed = under("client_app", "server_app", "feddgm_flwr.federation")
-    assert users("feddgm_flwr.federation") <= allowed
+    assert users("feddgm_flwr.federation") - allowed == {
+        "feddgm_flwr.config",
+        "feddgm_flwr.methods.flowers",
+    }
+    for name, module in (("config", "settings"), ("methods.flowers", "flower_strategies")):
+        used = imports(f"feddgm_flwr.{name}", lazy=True)
+        known = {m for m in used if m in under("feddgm_flwr.federation")}
+        assert known == {f"feddgm_flwr.federation.{module}"}
+    assert not touches("feddgm_flwr.methods.flowers", "feddgm_flwr.federation", lazy=False)
+
+
+def test_no_method_knows_flower():
+    methods = under("feddgm_flwr.methods")
+    assert len(methods) > 4
+    assert not users("flwr") & methods
+
+
+def test_a_whole_config_never_reaches_the_core():
+    for name in CORE:
+        said = {n.id for n in ast.walk(PARSED[name]) if isinstance(n, ast.Name)}
+        assert "RunConfig" not in said, name
+
+
+def test_events_know_the_standard_library_alone():
+    used = {m.split(".")[0] for m in imports("feddgm_flwr.events", lazy=True)}
+    assert used <= set(sys.stdlib_module_names)
+
+
+def test_a_device_loads_neither_the_servers_half_nor_anything_heavy():
+    command = [sys.executable, "-c", ON_A_DEVICE]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    ours = {m for m in loaded if m.split(".")[0] == "feddgm_flwr"}
+    print(f"a device loads {len(ours)} modules of feddgm_flwr")
+    assert "client_app" in loaded
+    assert "feddgm_flwr.methods.scaffold" in ours
+    assert not loaded & FORBIDDEN_ON_A_DEVICE
+    assert not {m for m in ours if m.startswith("feddgm_flwr.monitoring")}
 
 
 def test_the_dashboard_only_reads_what_events_wrote():

@@ -32,27 +32,26 @@ from feddgm_flwr.federation.messages import (
     from_record,
     to_record,
 )
-from feddgm_flwr.methods.flowers import FedOptConfig, RobustConfig
 
 Adaptive = FedAdam | FedYogi | FedAdagrad
 
 
-def build_strategy(name: str, fedopt: FedOptConfig, robust: RobustConfig) -> FedAvg:
-    """Return Flower's strategy ``name`` with the settings it knows."""
+def build_strategy(
+    name: str, *, lr: float, momentum: float, tau: float, trim: float, malicious: int
+) -> FedAvg:
+    """Return Flower's strategy ``name`` with those of the settings that it knows."""
     # 0 leaves the step at Flower's own default, which differs between strategies.
-    eta: dict[str, Any] = {"eta": fedopt.lr} if fedopt.lr else {}
+    eta: dict[str, Any] = {"eta": lr} if lr else {}
     # Their names for records and for the weight are ours too, by default.
     makers: dict[str, Callable[[], FedAvg]] = {
         "fedavg": FedAvg,
-        "fedavgm": lambda: FedAvgM(
-            server_learning_rate=fedopt.lr or 1.0, server_momentum=fedopt.momentum
-        ),
-        "fedadam": lambda: FedAdam(**eta, tau=fedopt.tau),
-        "fedyogi": lambda: FedYogi(**eta, tau=fedopt.tau),
-        "fedadagrad": lambda: FedAdagrad(**eta, tau=fedopt.tau),
+        "fedavgm": lambda: FedAvgM(server_learning_rate=lr or 1.0, server_momentum=momentum),
+        "fedadam": lambda: FedAdam(**eta, tau=tau),
+        "fedyogi": lambda: FedYogi(**eta, tau=tau),
+        "fedadagrad": lambda: FedAdagrad(**eta, tau=tau),
         "fedmedian": FedMedian,
-        "fedtrimmedavg": lambda: FedTrimmedAvg(beta=robust.trim),
-        "krum": lambda: Krum(num_malicious_nodes=robust.malicious),
+        "fedtrimmedavg": lambda: FedTrimmedAvg(beta=trim),
+        "krum": lambda: Krum(num_malicious_nodes=malicious),
     }
     return makers[name]()
 
@@ -63,8 +62,8 @@ class FlowerArithmetic:
     The new surrogate is cast to the broadcast's types; some compute in float64.
     """
 
-    def __init__(self, name: str, fedopt: FedOptConfig, robust: RobustConfig) -> None:
-        self._strategy = build_strategy(name, fedopt, robust)
+    def __init__(self, strategy: FedAvg) -> None:
+        self._strategy = strategy
 
     def __call__(
         self, state: ServerState, updates: Sequence[ClientUpdate], population: int

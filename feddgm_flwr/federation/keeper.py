@@ -27,7 +27,8 @@ from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.params import all_finite
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.core.state import RoundReport, ServerState
+from feddgm_flwr.core.settings import Scalar
+from feddgm_flwr.core.state import DistillReport, RoundReport, ServerState
 from feddgm_flwr.core.telling import phase
 from feddgm_flwr.events import (
     ClientAsked,
@@ -339,7 +340,7 @@ class RoundKeeper(Strategy):
                 "late": now.screened.count("late"),
             },
             federated=now.federated,
-            distilled=[asdict(report) for report in reports],
+            distilled=[figures(report) for report in reports],
         )
         self.results.rounds.append(done)
         with phase("save", now.number, self._emit):
@@ -367,3 +368,8 @@ class RoundKeeper(Strategy):
         spent = [r.seconds for r in self.results.rounds[self._done_before :]]
         left = self._config.num_server_rounds - self.state.server_round
         return left * sum(spent) / len(spent)
+
+
+def figures(report: DistillReport) -> dict[str, Scalar]:
+    """Return the numbers of one client's distillation, without its classes."""
+    return {name: value for name, value in asdict(report).items() if name != "classes"}

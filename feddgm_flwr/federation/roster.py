@@ -75,8 +75,8 @@ class Roster:
                 return online
             if time.monotonic() >= deadline:
                 raise TooFewClientsError(
-                    f"server.min-clients = {self._min_clients} clients must come online "
-                    f"within server.node-wait-s = {self._wait_s:g} s, got {len(online)}; "
+                    f"rounds.min-clients = {self._min_clients} clients must come online "
+                    f"within rounds.node-wait-s = {self._wait_s:g} s, got {len(online)}; "
                     "start more SuperNodes (or raise the wait), then run again with "
                     "resume = true if a round was done"
                 )

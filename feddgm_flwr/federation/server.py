@@ -57,12 +57,12 @@ def server_side(
     config: RunConfig, spec: ImageSpec, folder: Path, device: torch.device, emit: Emit
 ) -> Iterator[ServerSide]:
     """Build the server's side and release it after the block."""
-    say_what_is_missing(config)
     saved = checkpoint.load(folder) if config.resume else None
     if saved is not None:
         checkpoint.check_same_run(saved.config, config.flat())
-    begin(config, spec, device, emit, done=saved.state.server_round if saved else 0)
+    begin(config, spec, device, emit, done=0 if saved is None else saved.state.server_round)
     tools = build_tools(config, spec, device)
+    say_what_is_missing(config, tools)
     learners = (tools.learners.surrogate, *tools.learners.global_models.values())
     scorer = Scorer(
         {learner.name: learner.module for learner in learners},
@@ -90,7 +90,7 @@ def server_side(
 def begin(
     config: RunConfig, spec: ImageSpec, device: torch.device, emit: Emit, *, done: int
 ) -> None:
-    """Tell what is run, with what, and where."""
+    """Tell what is run, with what, and where, after how many rounds done."""
     emit(
         RunStart(
             round=done,
@@ -107,13 +107,13 @@ def begin(
     )
 
 
-def say_what_is_missing(config: RunConfig) -> None:
+def say_what_is_missing(config: RunConfig, tools: Tools) -> None:
     """Say in one sentence why a method without images has no larger models."""
     if not config.global_model.names or config.makes_images:
         return
-    instead = (
-        "; they are reported as the prior alone taught them" if config.starts_from_prior else ""
-    )
+    teaches = tools.bench is not None and tools.bench.prior.conditional
+    reported = teaches and config.start.control
+    instead = "; they are reported as the prior alone taught them" if reported else ""
     logger.warning(
         "global-model.names = %r: method %s makes no images from which a larger model could learn "
         "in its rounds%s",

@@ -46,10 +46,18 @@ class RobustConfig(Settings):
 def _method(name: str, *settings: type[Settings]) -> Method:
     def server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
         # Not at the top: a device loads this file, and has no use for Flower's server.
-        from feddgm_flwr.federation.flower_strategies import FlowerArithmetic
+        from feddgm_flwr.federation.flower_strategies import FlowerArithmetic, build_strategy
 
-        of = config.of_method
-        return ServerHalf(advance=FlowerArithmetic(name, of(FedOptConfig), of(RobustConfig)))
+        fedopt, robust = config.of_method(FedOptConfig), config.of_method(RobustConfig)
+        strategy = build_strategy(
+            name,
+            lr=fedopt.lr,
+            momentum=fedopt.momentum,
+            tau=fedopt.tau,
+            trim=robust.trim,
+            malicious=robust.malicious,
+        )
+        return ServerHalf(advance=FlowerArithmetic(strategy))
 
     return Method(server=server, settings=settings)
 

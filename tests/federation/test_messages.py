@@ -10,22 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feddgm_flwr.core.evaluation import Evaluation
-from feddgm_flwr.core.state import ClientUpdate
+from feddgm_flwr.core.local import Task
+from feddgm_flwr.core.state import ClientUpdate, Extra
 from feddgm_flwr.federation import messages
 from feddgm_flwr.federation.messages import Identity, Rejection
 
 TEMPLATE = {"b.weight": torch.zeros(2, 3), "a.bias": torch.ones(3)}
 MOVED = {"b.weight": torch.full((2, 3), 0.5), "a.bias": torch.ones(3)}
+NOTHING = Extra()
 
 
-def broadcast():
-    content = messages.train_message_content(TEMPLATE, 3, proximal_mu=0.25)
+EXTRA = Extra({"c": torch.arange(3.0), "a": torch.zeros(1)}, {"steps": 7, "share": 0.5})
+
+
+def broadcast(extra=NOTHING):
+    content = messages.task_content(Task(TEMPLATE, 3, extra))
     return Message(content=content, dst_node_id=7, message_type="train")
 
 
-def reply(params=MOVED, **changes):
+def reply(params=MOVED, checkpoints=(), extra=NOTHING, **changes):
     """Return a good reply with some of its metrics changed (None removes one)."""
-    update = ClientUpdate(4, params, 12, None)
+    update = ClientUpdate(4, params, 12, None, checkpoints, extra)
     content = messages.reply_content(update, train_loss=0.5, seconds=1.5)
     # Past the record's own check of types: the bytes of a reply obey nobody.
     data = content.metric_records["metrics"].__dict__["_data"]
@@ -36,8 +41,13 @@ def reply(params=MOVED, **changes):
     return Message(content=content, reply_to=broadcast())
 
 
-def parse(message):
-    return messages.parse_reply(message, TEMPLATE, 3)
+def parse(message, *, checkpoints=0, wrong=lambda extra: ""):
+    expected = messages.Expected(TEMPLATE, 3, checkpoints, wrong)
+    return messages.parse_reply(message, expected)
+
+
+def same(a, b):
+    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
 names = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8)
@@ -91,13 +101,64 @@ def test_an_update_survives_the_wire(partition_id, examples, counts, shares):
     assert all(torch.equal(got.params[k], MOVED[k]) for k in MOVED)
 
 
-def test_a_broadcast_survives_the_wire():
-    got = messages.read_broadcast(broadcast())
-    assert (got.server_round, got.proximal_mu, list(got.params)) == (
-        3,
-        0.25,
-        list(TEMPLATE),
-    )
+@pytest.mark.parametrize("extra", [NOTHING, EXTRA])
+def test_a_task_survives_the_wire(extra):
+    got = messages.read_task(broadcast(extra))
+    assert got.server_round == 3
+    assert same(got.params, TEMPLATE)
+    assert same(got.extra.tensors, extra.tensors)
+    assert got.extra.numbers == extra.numbers
+    assert [type(n) for n in got.extra.numbers.values()] == [int, float][: len(extra.numbers)]
+
+
+def test_a_plain_task_is_parameters_and_a_round_alone():
+    assert set(broadcast().content) == {"arrays", "config"}
+    assert dict(broadcast().content["config"]) == {"server-round": 3}
+    assert set(broadcast(EXTRA).content) == {"arrays", "config", "extra", "extra-numbers"}
+
+
+def test_what_a_method_adds_comes_back_and_is_judged_by_it():
+    heard = []
+
+    def wrong(extra):
+        heard.append(extra)
+        return "it is too loud"
+
+    got = parse(reply(extra=EXTRA))
+    assert same(got.extra.tensors, EXTRA.tensors)
+    assert got.extra.numbers == EXTRA.numbers
+    assert parse(reply(extra=EXTRA), wrong=wrong) == Rejection("it is too loud")
+    assert heard[0].numbers == EXTRA.numbers
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_a_method_adds_must_be_finite(value):
+    tensors = parse(reply(extra=Extra({"c": torch.tensor([value])})))
+    assert tensors == Rejection("what it sends beside holds NaN or infinity")
+    numbers = parse(reply(extra=Extra(numbers={"steps": value})))
+    assert isinstance(numbers, Rejection)
+    assert "a finite number was expected" in numbers.reason
+
+
+def test_a_list_where_a_method_expects_a_number_is_rejected():
+    message = reply(extra=EXTRA)
+    message.content["extra-numbers"]["steps"] = [1, 2]
+    got = parse(message)
+    assert isinstance(got, Rejection)
+    assert "a finite number was expected, got [1, 2]" in got.reason
+
+
+def test_checkpoints_come_back_in_their_order():
+    passed = tuple({k: v + n for k, v in MOVED.items()} for n in range(12))
+    got = parse(reply(checkpoints=passed), checkpoints=12)
+    assert len(got.checkpoints) == 12
+    assert all(same(a, b) for a, b in zip(got.checkpoints, passed, strict=True))
+
+
+def test_checkpoints_take_the_templates_order():
+    turned = dict(reversed(MOVED.items()))
+    [got] = parse(reply(checkpoints=(turned,)), checkpoints=1).checkpoints
+    assert same(got, MOVED)
 
 
 def test_label_counts_stay_at_home_unless_shared():

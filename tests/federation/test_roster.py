@@ -1,11 +1,13 @@
 """Laws of the roster: each node is asked once, waiting ends, identities stay apart."""
 
 import logging
+import re
 
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from feddgm_flwr import config
 from feddgm_flwr.federation import messages, roster
 from feddgm_flwr.federation.messages import Identity
 
@@ -13,8 +15,8 @@ from feddgm_flwr.federation.messages import Identity
 class Nodes(Grid):
     """A grid whose nodes say who they are; None keeps silent."""
 
-    def __init__(self, identities):
-        self.identities = identities
+    def __init__(self, identities, parts=9):
+        self.identities, self.parts = identities, parts
         self.asked = []
 
     set_run = run = create_message = push_messages = pull_messages = None
@@ -30,7 +32,7 @@ class Nodes(Grid):
             self.asked.append(node)
             identity = self.identities[node]
             if identity is not None:
-                content = messages.identity_content(Identity(identity, 9))
+                content = messages.identity_content(Identity(identity, self.parts))
                 answers.append(Message(content=content, reply_to=question))
         return answers[::-1]
 
@@ -80,13 +82,36 @@ def test_of_two_with_one_partition_id_the_first_stays_and_both_are_named(caplog)
     nodes.identities[10] = 0
     for _ in range(3):
         assert known.online(nodes) == {0: 20}
-    [line] = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    records = dict.fromkeys(r for r in caplog.records if r.levelno == logging.ERROR)
+    [line] = [r.getMessage() for r in records]
     assert "nodes 20 and 10 both say partition-id = 0" in line
 
 
 def test_waiting_ends_with_a_sentence():
     with pytest.raises(roster.TooFewClientsError, match=r"= 3 clients must .* got 2; start"):
         made(min_clients=3).online(Nodes({20: 0, 30: 1}))
+
+
+def test_the_sentence_names_the_keys_to_change():
+    with pytest.raises(roster.TooFewClientsError) as caught:
+        made(min_clients=3).online(Nodes({20: 0}))
+    named = re.findall(r"[a-z]+\.[a-z-]+", str(caught.value))
+    assert named == ["rounds.min-clients", "rounds.node-wait-s"]
+    assert set(named) <= config.settings().keys()
+
+
+def test_the_population_is_all_parts_of_the_data_or_else_all_that_were_ever_known():
+    parts, known = Nodes({20: 0, 30: 1}), made()
+    known.online(parts)
+    assert known.population == 9
+
+    own, heard = Nodes({20: 4, 30: 7}, parts=0), made()
+    heard.online(own)
+    assert heard.population == 2
+    del own.identities[20]
+    own.identities |= {40: 11, 50: 7}
+    heard.online(own)
+    assert heard.population == 3
 
 
 def test_nonsense_is_left_out(caplog):

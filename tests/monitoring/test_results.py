@@ -13,10 +13,11 @@ from feddgm_flwr.monitoring.files import write_atomically
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
 
 ISSUE_KEYS = {
-    "strategy", "recipe", "dataset", "partition", "alpha", "clients", "seed", "rounds",
+    "method", "recipe", "dataset", "partition", "alpha", "clients", "seed", "rounds",
     "generator_only", "versions",
 }  # fmt: skip
 ROUND_KEYS = {"round", "accuracy", "loss", "seconds", "bytes_up", "bytes_down"}
+FIGURES = {"partition_id": 2, "first_loss": 1.0, "last_loss": 0.5, "student_lr": 0.02}
 
 
 def results(method="feddgm", rounds=2):
@@ -32,6 +33,7 @@ def results(method="feddgm", rounds=2):
                 bytes_up=10,
                 bytes_down=20,
                 replies={"accepted": 3},
+                distilled=[dict(FIGURES)],
             )
         )
     return made
@@ -59,6 +61,7 @@ def test_results_survive_the_disk(tmp_path):
     saved = json.loads((tmp_path / "result.json").read_text())
     assert saved.keys() >= ISSUE_KEYS
     assert all(r.keys() >= ROUND_KEYS for r in saved["rounds"])
+    assert saved["rounds"][0]["distilled"] == [FIGURES]
     assert Results.from_dict(saved).to_dict() == saved
 
 
@@ -82,9 +85,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_the_table_has_a_row_a_round_and_a_column_a_run(tmp_path, capsys):
     files = []
-    for strategy, rounds in (("feddgm", 2), ("fedavg", 3)):
-        results(strategy, rounds).save(tmp_path / strategy)
-        files.append(str(tmp_path / strategy / "result.json"))
+    for method, rounds in (("feddgm", 2), ("fedavg", 3)):
+        results(method, rounds).save(tmp_path / method)
+        files.append(str(tmp_path / method / "result.json"))
     assert compare.main([*files, "--out", str(tmp_path / "accuracy.png")]) == 0
     head, *rows = capsys.readouterr().out.splitlines()[:4]
     assert head.split() == ["round", "feddgm,", "surrogate", "fedavg,", "surrogate"]
@@ -96,7 +99,7 @@ def test_the_table_has_a_row_a_round_and_a_column_a_run(tmp_path, capsys):
     assert min(png(tmp_path / "accuracy.png")) > 200
 
 
-def test_runs_of_one_strategy_keep_their_own_lines():
+def test_runs_of_one_method_keep_their_own_lines():
     made = [results().to_dict() | {"seed": seed} for seed in (0, 1, 1)]
     assert list(plots.curves(made)) == [
         "feddgm, surrogate, seed 0",

@@ -1,0 +1,209 @@
+"""Laws of keeping rounds: what a server half is asked, and what its answers do."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from inline_grid import InlineGrid, simulated
+from inprocess_run import DEFAULTS, FAST, trained
+
+import client_app
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.models import build_surrogate
+from feddgm_flwr.core.params import params_of, weighted_mean
+from feddgm_flwr.core.state import DistillReport, Extra, RoundReport, ServerState
+from feddgm_flwr.core.synthetic import SyntheticSet
+from feddgm_flwr.data.datasets import spec_of
+from feddgm_flwr.data.settings import DataConfig
+from feddgm_flwr.events import ClientAsked, RoundEnd, RoundStart, Scored
+from feddgm_flwr.federation import checkpoint
+from feddgm_flwr.federation.keeper import RoundKeeper
+from feddgm_flwr.methods.halves import ServerHalf
+from feddgm_flwr.monitoring.results import Results, Scores
+
+DIGITS = spec_of(DataConfig(name="digits"))
+
+
+class Half:
+    """A server half that notes what it is asked, and averages."""
+
+    def __init__(self, spoil=lambda state: state, report=None):
+        self.asked, self.spoil, self.report = [], spoil, report
+
+    def __call__(self, state, updates, population):
+        self.asked.append((state.server_round, [u.partition_id for u in updates], population))
+        mean = weighted_mean([u.params for u in updates], [1] * len(updates))
+        done = replace(state, server_round=state.server_round + 1, surrogate=mean)
+        return self.spoil(done), self.report
+
+
+class Kept:
+    """A keeper after its rounds, with all that was told and shown."""
+
+    def __init__(
+        self, folder, half, *, clients=3, tamper=None, after=None, down=None, show=None, **said
+    ):
+        said = {k.replace("__", ".").replace("_", "-"): v for k, v in said.items()}
+        flat = {**DEFAULTS, **FAST, "method": "fedavg", **said}
+        config = RunConfig.from_run_config(flat)
+        params = params_of(build_surrogate(config.surrogate, DIGITS))
+        self.first = ServerState(0, {k: torch.full_like(v, 0.01) for k, v in params.items()})
+        self.told, self.shown, self.scored = [], [], []
+        self.grid = InlineGrid(client_app.app, flat, simulated(clients), tamper=tamper)
+        more = {} if down is None else {"down": down}
+        self.keeper = RoundKeeper(
+            config,
+            ServerHalf(advance=half, **more),
+            self.first if after is None else after.state,
+            num_classes=DIGITS.num_classes,
+            prior="fingerprint",
+            results=Results.of(config) if after is None else after.results,
+            out_dir=folder,
+            emit=self.told.append,
+            score=self.score,
+            show=show or (lambda number, report: self.shown.append((number, report))),
+        )
+        self.keeper.run(self.grid)
+
+    def score(self, state):
+        self.scored.append(state.server_round)
+        return Scores({"surrogate": 0.5}, {"surrogate": float(state.server_round)})
+
+    def of(self, kind):
+        return [e for e in self.told if isinstance(e, kind)]
+
+
+def test_a_half_gets_sorted_updates_and_the_whole_population(tmp_path):
+    half = Half()
+    kept = Kept(tmp_path, half, clients=5, rounds__fraction_train=0.4, num_server_rounds=3)
+    assert [round_ for round_, _, _ in half.asked] == [0, 1, 2]
+    for (_, heard, population), start in zip(half.asked, kept.of(RoundStart), strict=True):
+        assert len(heard) == 2
+        assert heard == sorted(heard) == list(start.clients)
+        assert population == start.online == 5
+    assert kept.scored == [0, 1, 2, 3]
+    assert [e.loss["surrogate"] for e in kept.of(Scored)] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_each_client_is_sent_what_the_half_has_for_it(tmp_path):
+    def down(state, partition_id):
+        return Extra(numbers={"yours": 10 * state.server_round + partition_id})
+
+    kept = Kept(tmp_path, Half(), down=down)
+    sent = [m.content["extra-numbers"]["yours"] for m in kept.grid.asked if trained(m)]
+    assert sent == [0, 1, 2, 10, 11, 12]
+    sizes = [e.num_bytes for e in kept.of(ClientAsked)]
+    assert sum(sizes[:3]) == kept.of(RoundEnd)[0].bytes_down
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["surrogate", "global_models"])
+def test_a_broken_new_state_is_not_taken(where, value, tmp_path, caplog):
+    def spoil(state):
+        broken = {"w": torch.tensor([value])}
+        if where == "surrogate":
+            return replace(state, surrogate=dict.fromkeys(state.surrogate, broken["w"]))
+        return replace(state, global_models={"vit": broken})
+
+    kept = Kept(tmp_path, Half(spoil), num_server_rounds=2)
+    assert [e.kept for e in kept.of(RoundEnd)] == ["the new one holds NaN or infinity"] * 2
+    assert kept.keeper.state == replace(kept.first, server_round=2)
+    assert "keeps the old model" in caplog.text
+
+
+def test_without_a_usable_reply_the_half_is_not_asked(tmp_path):
+    half = Half()
+
+    def tamper(message, reply, partition_id):
+        return None if trained(message) else reply
+
+    kept = Kept(tmp_path, half, tamper=tamper, num_server_rounds=1)
+    assert half.asked == []
+    assert kept.of(RoundEnd)[0].kept == "no reply could be used"
+    assert kept.of(RoundEnd)[0].replies["late"] == 3
+    assert kept.keeper.state == replace(kept.first, server_round=1)
+
+
+def test_a_report_is_recorded_saved_and_then_shown(tmp_path):
+    report = DistillReport(2, (0, 7), 6, 30, 1.0, 0.4, 0.02, 1.5, "converged")
+    half = Half(report=RoundReport((report,), SyntheticSet.empty(DIGITS)))
+    kept = Kept(tmp_path, half, num_server_rounds=1)
+    figures = {
+        "partition_id": 2,
+        "num_images": 6,
+        "iterations": 30,
+        "first_loss": 1.0,
+        "last_loss": 0.4,
+        "student_lr": 0.02,
+        "seconds": 1.5,
+        "stopped": "converged",
+    }
+    [end] = kept.of(RoundEnd)
+    assert end.distilled == (figures,)
+    saved = json.loads((tmp_path / "result.json").read_text())
+    assert saved["rounds"][0]["distilled"] == [figures]
+    assert [number for number, _ in kept.shown] == [1]
+
+
+def test_a_picture_that_fails_costs_no_round(tmp_path):
+    def full(number, report):
+        raise OSError("no space")
+
+    half = Half(report=RoundReport((), SyntheticSet.empty(DIGITS)))
+    with pytest.raises(OSError, match="no space"):
+        Kept(tmp_path, half, show=full, num_server_rounds=1)
+    assert checkpoint.load(tmp_path).state.server_round == 1
+
+
+def test_a_checkpoint_is_saved_after_every_round(tmp_path):
+    kept = Kept(tmp_path, Half())
+    saved = checkpoint.load(tmp_path)
+    assert saved.state.server_round == 2
+    assert saved.prior == "fingerprint"
+    assert saved.results["rounds"][1]["round"] == 2
+    assert all(
+        torch.equal(v, kept.keeper.state.surrogate[k]) for k, v in saved.state.surrogate.items()
+    )
+
+
+def test_rounds_go_on_from_the_state_given(tmp_path):
+    first = Kept(tmp_path / "a", Half(), num_server_rounds=1)
+    half = Half()
+    second = Kept(tmp_path / "b", half, after=first.keeper, num_server_rounds=3)
+    assert [asked[0] for asked in half.asked] == [1, 2]
+    assert [e.round for e in second.of(RoundEnd)] == [2, 3]
+    assert second.scored == [2, 3], "what was scored before is not scored again"
+
+
+def test_nothing_is_left_to_do_after_the_last_round(tmp_path, caplog):
+    half = Half()
+    first = Kept(tmp_path / "a", Half(), num_server_rounds=1)
+    again = Kept(tmp_path / "b", half, after=first.keeper, num_server_rounds=1)
+    assert half.asked == again.told == []
+
+
+def test_clients_scores_are_averaged_by_their_images(tmp_path):
+    told = {0: (0.5, 1.0, 10), 1: (1.0, 3.0, 30), 2: (7.0, 1.0, 10)}
+
+    def tamper(message, reply, partition_id):
+        if message.metadata.message_type == "evaluate":
+            accuracy, loss, count = told[partition_id]
+            metrics = reply.content["metrics"]
+            metrics["accuracy"], metrics["loss"], metrics["num-examples"] = accuracy, loss, count
+        return reply
+
+    kept = Kept(
+        tmp_path,
+        Half(),
+        tamper=tamper,
+        num_server_rounds=1,
+        rounds__federated_evaluation=True,
+    )
+    assert kept.of(RoundEnd)[0].federated == {
+        "accuracy": 35 / 40,
+        "loss": 100 / 40,
+        "examples": 40,
+        "clients": 2,
+    }

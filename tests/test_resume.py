@@ -1,0 +1,169 @@
+"""Laws of resuming: the uninterrupted run bit for bit, and none but the same run goes on."""
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from inprocess_run import events_of, power_cut, run, said, same_models
+
+from feddgm_flwr.federation import checkpoint
+from feddgm_flwr.priors.glyphs import shipped
+
+GLYPHS = {
+    "method": "fedavg",
+    "clients": 2,
+    "prior__kind": "glyphs",
+    "start__weights": "prior",
+    "start__epochs": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog):
+    caplog.set_level(logging.INFO, logger="feddgm_flwr")
+
+
+@pytest.fixture(scope="module")
+def one_round(tmp_path_factory):
+    """Return the folder of a finished run of one round of FedAvg."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    return run(folder, method="fedavg", clients=2, num_server_rounds=1).folder
+
+
+@pytest.fixture(scope="module")
+def from_prior(tmp_path_factory):
+    """Return the folder of a run of one round from models that the glyph prior taught."""
+    folder = tmp_path_factory.mktemp("prior") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("feddgm_flwr.core.start.IMAGES_PER_CLASS", 2)
+        return run(folder, num_server_rounds=1, **GLYPHS).folder
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Return what copies a run folder, so that each test goes on with one of its own."""
+    return lambda folder: Path(shutil.copytree(folder, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize(
+    "method", ["feddgm", "fedprox", "scaffold", "fedavgm", "fedadam", "fedyogi", "fedadagrad"]
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, tmp_path):
+    how = {
+        "clients": 3,
+        "method": method,
+        "num_server_rounds": 3,
+        "rounds__fraction_train": 0.67,
+        "union__replay_rounds": 2,
+        "distill__labels": "soft",
+        "client__checkpoints": 1,
+        "global_model__names": "convnet",
+        "global_model__epochs": 1,
+    }
+    whole = run(tmp_path / "whole", **how)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", tamper=power_cut(3), **how)
+    resumed = run(tmp_path / "parts", resume=True, order=9, **how)
+    assert resumed.numbers() == whole.numbers()
+    assert same_models(resumed.models, whole.models)
+    assert [e["status"] for e in resumed.of("run-end")] == ["stopped", "completed"]
+    assert [(e["round"], e["resumed"]) for e in resumed.of("run-start")] == [(0, False), (2, True)]
+    assert [e["round"] for e in resumed.of("round-end")] == [1, 2, 3]
+
+
+def test_a_finished_run_can_grow(one_round, copied, tmp_path):
+    how = {"method": "fedavg", "clients": 2, "num_server_rounds": 2}
+    grown = run(copied(one_round), resume=True, **how)
+    assert grown.numbers() == run(tmp_path / "whole", **how).numbers()
+
+
+def test_a_finished_run_that_is_resumed_asks_nobody(one_round, copied):
+    again = run(copied(one_round), method="fedavg", clients=2, num_server_rounds=1, resume=True)
+    assert again.asked_to_train() == []
+    assert len(again.rounds) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"distill__memory_budget_mb": 64},
+        {"rounds__min_clients": 2, "rounds__node_wait_s": 5.0},
+        {"rounds__timeout_s": 60.0, "rounds__federated_evaluation": True},
+        {"distill__engine": "processes", "distill__workers": 1},
+    ],
+)
+def test_where_and_how_fast_may_change(changed, one_round, copied):
+    folder = copied(one_round)
+    ended = run(folder, method="fedavg", clients=2, num_server_rounds=2, resume=True, **changed)
+    assert [r["round"] for r in ended.rounds] == [1, 2]
+    told = ended.of("run-start")[1]["config"]
+    keys = [k.replace("__", ".").replace("_", "-") for k in changed]
+    assert [told[k] for k in keys] == list(changed.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"client__lr": 0.5, "seed": 3}, "client.lr = 0.5 (was 0.05), seed = 3 (was 0)"),
+        ({"method": "fedprox"}, "method = 'fedprox' (was 'fedavg')"),
+        ({"fedprox__mu": 0.5}, "fedprox.mu = 0.5 (was 0.01)"),
+        ({"rounds__fraction_train": 0.5}, "rounds.fraction-train = 0.5 (was 1.0)"),
+        ({"client__checkpoints": 1}, "client.checkpoints = 1 (was 0)"),
+        ({"distill__distance": "cosine"}, "distill.distance = 'cosine' (was 'endpoint')"),
+        ({"prior__kind": "glyphs"}, "prior.kind = 'glyphs' (was 'pixel')"),
+    ],
+)
+def test_what_changes_the_numbers_may_not(changed, sentence, one_round, copied):
+    folder = copied(one_round)
+    before = (folder / checkpoint.FILE).read_bytes()
+    how = {"method": "fedavg", "clients": 2, "resume": True} | changed
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        run(folder, **how)
+    assert (folder / checkpoint.FILE).read_bytes() == before
+
+
+def test_a_run_cannot_shrink(tmp_path):
+    run(tmp_path / "run", method="fedavg", clients=2)
+    with pytest.raises(ValueError, match=r"num-server-rounds = 1 \(was 2\)"):
+        run(tmp_path / "run", method="fedavg", clients=2, num_server_rounds=1, resume=True)
+
+
+def test_an_earlier_run_is_never_overwritten(one_round, copied):
+    with pytest.raises(ValueError, match="holds a run"):
+        run(copied(one_round), method="fedavg")
+
+
+def test_a_prior_may_move(from_prior, copied, tmp_path):
+    moved = shutil.copytree(shipped("glyphs"), tmp_path / "moved")
+    folder = copied(from_prior)
+    ended = run(folder, num_server_rounds=2, resume=True, prior__path=str(moved), **GLYPHS)
+    assert [r["round"] for r in ended.rounds] == [1, 2]
+
+
+def test_another_prior_is_refused_in_one_sentence(from_prior, copied, tmp_path, caplog):
+    other = Path(shutil.copytree(shipped("glyphs"), tmp_path / "other"))
+    file = other / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    name = next(n for n, w in weights.items() if w.is_floating_point())
+    weights[name] = torch.nextafter(weights[name], weights[name] + 1)
+    safetensors.torch.save_file(weights, file)
+    folder = copied(from_prior)
+    with pytest.raises(ValueError, match="needs the prior that the run began with"):
+        run(folder, num_server_rounds=2, resume=True, prior__path=str(other), **GLYPHS)
+    [line] = said(caplog, logging.ERROR)
+    assert re.search(r"fingerprint is '\w{16}', got '\w{16}'; point prior.path at it", line)
+    assert events_of(folder)[-1]["status"] == "failed"
+
+
+def test_a_checkpoint_of_the_first_format_is_refused_in_one_sentence(one_round, copied, caplog):
+    folder = copied(one_round)
+    plain = torch.load(folder / checkpoint.FILE, weights_only=True)
+    torch.save({**plain, "format": 1}, folder / checkpoint.FILE)
+    with pytest.raises(ValueError, match=r"must be of format 2, got 1; .* start a new run"):
+        run(folder, method="fedavg", clients=2, resume=True)
+    [line] = said(caplog, logging.ERROR)
+    assert "another version of this project" in line

@@ -1,0 +1,163 @@
+"""Laws of what a run tells: every line can be read back, phases pair up, the end is said."""
+
+import pytest
+from inprocess_run import events_of, power_cut, run, spoil
+
+import server_app
+from feddgm_flwr import events
+from feddgm_flwr.core.settings import Scalar
+
+PARTS = ("device_of", "draw_owners", "add_control", "save_models")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Return an undisturbed run of two rounds, with its pictures."""
+    return run(tmp_path_factory.mktemp("plain") / "run", pictures=True)
+
+
+def phase(name, *inside):
+    return [("phase-start", name), *inside, ("phase-end", name)]
+
+
+SCORE = [*phase("score"), "scored"]
+ROUND = [
+    *phase("wait"),
+    "round-start",
+    *phase("clients", *["client-asked"] * 3),
+    *["client-reply"] * 3,
+    *phase("distill", *["distilled"] * 3),
+    *phase("learn", "trained"),
+    *SCORE,
+    *phase("save"),
+    "images-drawn",
+    "round-end",
+]
+
+
+def test_events_tell_the_run_in_order(plain):
+    told = [
+        (e["kind"], e["phase"]) if "phase" in e else e["kind"]
+        for e in plain.events
+        if not e["kind"].endswith("-progress")
+    ]
+    assert told == ["run-start", *SCORE, *ROUND, *ROUND, "run-end"]
+    assert [e["round"] for e in plain.events] == sorted(e["round"] for e in plain.events)
+    assert {e["round"] for e in plain.events} == {0, 1, 2}
+    ends = plain.of("round-end")
+    assert ends[0]["eta_s"] > 0 == ends[1]["eta_s"]
+
+
+def test_every_line_of_a_run_can_be_read_back(plain):
+    follower = events.Follower(plain.folder / "events.jsonl")
+    read = follower.poll()
+    assert follower.broken == 0
+    assert len(read) == len(plain.events)
+    assert not any(isinstance(r.event, events.Unknown) for r in read)
+
+
+def test_a_run_says_first_what_it_is(plain):
+    [start] = plain.of("run-start")
+    assert plain.events[0] == start
+    assert (start["round"], start["rounds"], start["seed"]) == (0, 2, 0)
+    assert (start["method"], start["resumed"]) == ("feddgm", False)
+    config = start["config"]
+    assert "auto" not in {v for k, v in config.items() if not k.endswith(".device")}
+    assert config["client.lr"] == 0.05
+    assert config["distill.iterations"] == 2
+    assert config["scaffold.server-lr"] == 1.0
+    assert all(isinstance(v, Scalar) for v in config.values())
+    assert start["classes"] == list("0123456789")
+    assert {"python", "torch", "flwr", "feddgm-flwr"} <= start["versions"].keys()
+    assert start["machine"].keys() == {"host", "platform", "cpus", "memory_mb", "device"}
+    assert start["pid"] > 0
+
+
+def test_phases_begin_and_end_in_pairs_with_their_round(plain):
+    open_phases = []
+    for e in plain.events:
+        if e["kind"] == "phase-start":
+            assert e["phase"] in events.PHASES
+            open_phases.append((e["phase"], e["round"]))
+        elif e["kind"] == "phase-end":
+            assert open_phases.pop() == (e["phase"], e["round"])
+            assert e["seconds"] >= 0
+    assert open_phases == []
+
+
+def test_who_is_asked_who_answers_and_how_much_travels(plain):
+    for done in plain.rounds:
+        asked = [e for e in plain.of("client-asked") if e["round"] == done["round"]]
+        replied = [e for e in plain.of("client-reply") if e["round"] == done["round"]]
+        assert [e["partition_id"] for e in asked] == [e["partition_id"] for e in replied]
+        assert sum(e["num_bytes"] for e in asked) == done["bytes_down"]
+        assert sum(e["num_bytes"] for e in replied) == done["bytes_up"]
+
+
+def test_progress_tells_how_far_a_client_is(plain):
+    first = plain.of("distill-progress")[0]
+    assert first.keys() >= {"partition_id", "iteration", "iterations", "loss", "eta_s"}
+
+
+def test_the_result_holds_each_clients_distillation(plain):
+    for done, told in zip(plain.rounds, plain.of("round-end"), strict=True):
+        assert [d["partition_id"] for d in done["distilled"]] == [0, 1, 2]
+        assert told["distilled"] == done["distilled"]
+        for figures in done["distilled"]:
+            assert figures.keys() == {
+                *("partition_id", "num_images", "iterations", "first_loss", "last_loss"),
+                *("student_lr", "seconds", "stopped"),
+            }
+            assert figures["last_loss"] < figures["first_loss"]
+            assert figures["num_images"] > 0 < figures["student_lr"]
+            assert figures["seconds"] > 0
+    events_say = [e["last_loss"] for e in plain.of("distilled")]
+    assert events_say == [d["last_loss"] for r in plain.rounds for d in r["distilled"]]
+
+
+def test_clients_that_score_are_a_phase_too(tmp_path):
+    ended = run(
+        tmp_path / "run",
+        method="fedavg",
+        num_server_rounds=1,
+        rounds__federated_evaluation=True,
+    )
+    phases = [(e["kind"], e["phase"]) for e in ended.events if "phase" in e]
+    assert phases.count(("phase-start", "evaluate")) == 1
+    assert phases.count(("phase-end", "evaluate")) == 1
+    assert ended.of("round-end")[0]["federated"] == ended.rounds[0]["federated"]
+
+
+def test_a_reply_that_is_set_aside_is_told_with_its_reason(tmp_path):
+    tamper = spoil(lambda message, reply: None)
+    ended = run(tmp_path / "run", method="fedavg", num_server_rounds=1, tamper=tamper)
+    [rejected] = ended.of("client-rejected")
+    assert rejected["reason"] == "it did not answer in time"
+    assert ended.of("run-end")[0]["status"] == "completed"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_error_is_the_end_that_is_told(part, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(server_app, part, fail)
+    folder = tmp_path / "run"
+    with pytest.raises(OSError, match="disk is full"):
+        run(folder, method="fedavg", num_server_rounds=1)
+    if part == "device_of":  # there is no log yet
+        assert not (folder / "events.jsonl").exists()
+        return
+    end = events_of(folder)[-1]
+    assert (end["kind"], end["status"], end["reason"]) == (
+        "run-end",
+        "failed",
+        "OSError: the disk is full",
+    )
+
+
+def test_a_stop_from_outside_is_the_end_that_is_told(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", method="fedavg", tamper=power_cut(2))
+    end = events_of(tmp_path / "run")[-1]
+    assert (end["kind"], end["status"], end["round"]) == ("run-end", "stopped", 2)
