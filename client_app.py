@@ -20,9 +20,9 @@ def train_surrogate(message: Message, context: Context) -> Message:
     device, task = Device.of(context), messages.read_task(message)
     data = device.images("train")
     with kept_memory():
-        walked = device.train(task, data)
+        walked = device.client.train(task, data)
     content = messages.reply_content(
-        device.update(task, data, walked),
+        device.client.reply(task, data, walked),
         train_loss=walked.loss,
         seconds=time.perf_counter() - began,
     )

@@ -1,5 +1,8 @@
 """What every test runs under: one thread, and GPU tests only where there is a GPU."""
 
+import logging
+
+import pytest
 import torch
 
 
@@ -15,3 +18,13 @@ def pytest_collection_modifyitems(config, items):
     if gpu:
         config.hook.pytest_deselected(items=gpu)
         items[:] = [item for item in items if item not in set(gpu)]
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    """Undo what a whole run does to this package's logger, or later tests hear nothing of it."""
+    logger = logging.getLogger("feddgm_flwr")
+    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)

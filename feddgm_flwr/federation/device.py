@@ -13,11 +13,10 @@ from torch import nn
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.images import ImageSet
-from feddgm_flwr.core.local import Task, Walk
+from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.models import build_surrogate
 from feddgm_flwr.core.params import load_params
 from feddgm_flwr.core.settings import Scalar
-from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.data.datasets import Part, spec_of
 from feddgm_flwr.data.partition import client_images
 from feddgm_flwr.federation.machine import device_of
@@ -61,11 +60,3 @@ class Device:
         model = build_surrogate(self.config.surrogate, self.client.spec)
         load_params(model, task.params)
         return model.to(self.client.device)
-
-    def train(self, task: Task, data: ImageSet) -> Walk:
-        """Train the surrogate on ``data`` by the method's rule."""
-        return self.client.train(task, data)
-
-    def update(self, task: Task, data: ImageSet, walked: Walk) -> ClientUpdate:
-        """Return what goes back to the server."""
-        return self.client.reply(task, data, walked)

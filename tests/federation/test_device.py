@@ -37,13 +37,20 @@ def device(node=HERE, **said):
 
 
 def task(of, server_round=1, extra=None):
-    model = build_surrogate(of.config.surrogate, of.spec)
+    model = build_surrogate(of.config.surrogate, of.client.spec)
     params = {k: torch.full_like(v, 0.01) for k, v in params_of(model).items()}
     return Task(params, server_round, extra or Extra())
 
 
 def trained(of, given):
-    return of.train(given, of.images("train"))
+    return of.client.train(given, of.images("train"))
+
+
+def under(of, half):
+    """Return the device under a method whose client half is ``half``."""
+    client = replace(of.client)
+    vars(client)["half"] = half
+    return replace(of, client=client)
 
 
 def same(a, b):
@@ -53,8 +60,8 @@ def same(a, b):
 def test_a_device_is_read_from_its_context():
     of = device(client__device="cpu", method="scaffold")
     assert (of.who.partition_id, of.who.num_partitions) == (1, 3)
-    assert of.where == torch.device("cpu")
-    assert of.spec.num_classes == 10
+    assert of.client.device == torch.device("cpu")
+    assert of.client.spec.num_classes == 10
     assert of.config.method == "scaffold"
 
 
@@ -97,7 +104,7 @@ def test_training_follows_the_methods_rule_given_what_was_sent():
 
         return Rule(adjust)
 
-    of = replace(device(client__lr=0.5), half=ClientHalf(rule=rule))
+    of = under(device(client__lr=0.5), ClientHalf(rule=rule))
     given = task(of, extra=Extra(numbers={"pull": 0.25}))
     walked = trained(of, given)
     for name, value in walked.params.items():
@@ -108,17 +115,17 @@ def test_a_reply_holds_what_was_asked_for_and_no_more():
     of = device()
     data = of.images("train")
     walked = trained(of, task(of))
-    update = of.update(task(of), data, walked)
+    update = of.client.reply(task(of), data, walked)
     assert (update.partition_id, update.num_examples) == (1, len(data))
     assert (update.label_counts, update.checkpoints, update.extra) == (None, (), Extra())
 
 
 def test_label_counts_checkpoints_and_the_methods_own_are_sent_where_asked():
     of = device(client__share_label_counts=True, client__checkpoints=1, client__batch_size=64)
-    of = replace(of, half=ClientHalf(up=lambda t, w: Extra(numbers={"steps": w.steps})))
+    of = under(of, ClientHalf(up=lambda t, w: Extra(numbers={"steps": w.steps})))
     data = of.images("train")
     walked = trained(of, task(of))
-    update = of.update(task(of), data, walked)
+    update = of.client.reply(task(of), data, walked)
     assert len(update.label_counts) == 10
     assert sum(update.label_counts) == len(data)
     assert len(update.checkpoints) == 1

@@ -72,8 +72,16 @@ def shrink(tmp_path, monkeypatch):
     (tmp_path / "shrink_file.py").write_text(SHRINK)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     monkeypatch.setitem(methods.MODULES, "shrink", "shrink_file")
+    forget()
     yield "shrink"
     sys.modules.pop("feddgm_flwr.methods.shrink_file", None)
+    forget()
+
+
+def forget():
+    """Let the declarations be gathered anew, as in a process that starts with the new line."""
+    for kept in (config.settings, config.recipe_values, config.may_differ):
+        kept.cache_clear()
 
 
 @pytest.mark.parametrize("name", methods.names())
