@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, one_hot
 
-from feddgm_flwr.core.augment import augment
+from feddgm_flwr.core.augment import Pixels, augment, is_siamese
 from feddgm_flwr.core.distillation.distill import Bench, DistillJob, minibatches
 from feddgm_flwr.core.params import Params
 from feddgm_flwr.core.seeding import derive, derive_seed
@@ -117,13 +117,15 @@ def minibatch_and_augmentation(
         rng = derive(job.seed, "student-batches", *address)
         batches = minibatches(num_images, size, config.student_steps, rng=rng)
     base = derive_seed(job.seed, "student-augment", *address)
+    pixels = Pixels.of(bench.spec.mean, bench.spec.std)
 
     def student_input(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         if batches:
             chosen = batches[step].to(images.device)
             images, targets = images[chosen], targets[chosen]
         rng = torch.Generator().manual_seed(base + step)
-        return augment(images, config.augment, rng=rng, siamese=True), targets
+        how = {"siamese": is_siamese(config.augment), "pixels": pixels}
+        return augment(images, config.augment, rng=rng, **how), targets
 
     return student_input
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from feddgm_flwr.core.augment import ALL_NAMES, DRAWS, augment, fitting
+from feddgm_flwr.core.augment import ALL_NAMES, DRAWS, ONE, PAPER, Pixels, augment, fitting
 from feddgm_flwr.core.seeding import derive
 
 ALL = "color_crop_cutout_flip_scale_rotate"
@@ -167,3 +167,115 @@ def test_unknown_name_is_refused_with_the_known_ones():
 def test_a_gpu_draws_as_the_cpu_does(names):
     x = images(dtype=torch.float32)
     torch.testing.assert_close(out(x.cuda(), names).cpu(), out(x, names), rtol=1e-3, atol=1e-4)
+
+
+# The authors' scheme: one operation a call, on normalised images
+
+PIXELS = Pixels.of((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+ONES = [ONE + name for name in DRAWS]
+
+
+def normalised(x):
+    return (x - PIXELS.mean.to(x)) / PIXELS.std.to(x)
+
+
+def one(x, names, *, seed=0, siamese=False):
+    return augment(x, ONE + names, rng=derive(seed, "augment"), siamese=siamese, pixels=PIXELS)
+
+
+@pytest.mark.parametrize("siamese", [False, True])
+@pytest.mark.parametrize("names", ONES)
+def test_derivatives_of_the_authors_scheme_are_right(names, siamese):
+    x = images(2, 3, 6).requires_grad_()
+    squared = lambda x: one(x, names.removeprefix(ONE), siamese=siamese) ** 2  # noqa: E731
+    assert torch.autograd.gradcheck(squared, (x,))
+    assert torch.autograd.gradgradcheck(squared, (x,))
+
+
+def test_one_operation_a_call_each_as_often():
+    x = images(4, 3, 12)
+    alone = dict.fromkeys(DRAWS, 0)
+    for seed in range(600):
+        rng = derive(seed, "augment")
+        drawn = [*DRAWS][int(torch.randint(6, (), generator=rng))]
+        # A draw among one name costs as much randomness as a draw among six.
+        assert torch.equal(one(x, ALL, seed=seed), one(x, drawn, seed=seed))
+        alone[drawn] += 1
+    assert all(60 < count < 140 for count in alone.values())
+
+
+def test_what_comes_in_is_the_mean():
+    white = torch.ones(60, 3, 16, 16, dtype=torch.float64)
+    for name in ("crop", "cutout", "scale", "rotate"):
+        seen = one(white, name)
+        mean = PIXELS.mean.to(white).expand_as(white)
+        gone = ((seen - mean).abs() < 1e-6).all(1)
+        assert gone.any(), name
+        assert (seen >= mean - 1e-6).all(), name
+        assert not ((seen - 1).abs() < 1e-6).all(), name
+
+
+@pytest.mark.parametrize("side", [8, 13, 16, 31])
+def test_cutout_is_half_a_side_of_whole_pixels_at_a_uniform_place(side):
+    gone = normalised(one(torch.ones(4000, 3, side, side), "cutout"))[:, 0].abs() < 1e-5
+    size = int(side * 0.5 + 0.5)
+    rows = gone.any(2)
+    assert int(rows.sum(1).max()) == size
+    # Its centre lies at one of side (odd) or side + 1 (even) places, uniformly.
+    places = side + 1 - size % 2
+    expected = torch.zeros(side)
+    for centre in range(places):
+        first = centre - size // 2
+        expected[max(first, 0) : first + size] += 1 / places
+    torch.testing.assert_close(rows.float().mean(0), expected, atol=0.035, rtol=0)
+
+
+def test_the_factors_of_scale_are_uniform_between_the_inverse_and_the_largest():
+    side, n = 64, 3000
+    ramp = torch.linspace(-1 + 1 / side, 1 - 1 / side, side, dtype=torch.float64)
+    x = torch.zeros(n, 3, side, side, dtype=torch.float64)
+    x += (0.5 + 0.1 * ramp)[None, None, None, :]
+    y = normalised(one(x, "scale"))[:, 0, side // 2] * 0.2 + 0.4
+    slope = (y[:, 40] - y[:, 24]) / (x[0, 0, 0, 40] - x[0, 0, 0, 24])
+    assert float(slope.min()) == pytest.approx(1 / 1.2, abs=0.01)
+    assert float(slope.max()) == pytest.approx(1.2, abs=0.01)
+    # Uniform, not log-uniform, whose mean is 1.0055.
+    assert float(slope.mean()) == pytest.approx((1.2 + 1 / 1.2) / 2, abs=0.006)
+
+
+def test_colour_is_stated_for_normalised_images():
+    x = images(400, 3, 4)
+    coloured, seen = normalised(one(x, "color")), normalised(x)
+    shift = (coloured - seen).mean((1, 2, 3))
+    assert float(shift.min()) == pytest.approx(-0.5, abs=0.03)
+    assert float(shift.max()) == pytest.approx(0.5, abs=0.03)
+    grey = coloured - coloured.mean(1, keepdim=True)
+    times = (grey / (seen - seen.mean(1, keepdim=True)))[:, 0, 0, 0]
+    assert 0 <= float(times.min()) < 0.1
+    assert 2 < float(times.max()) < 3
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_each_image_has_its_own_draw_unless_siamese(name):
+    same = images(1, side=16).expand(32, -1, -1, -1)
+    assert any(not torch.equal(one(same, name)[0], d) for d in one(same, name)[1:])
+    torch.testing.assert_close(one(same, name, siamese=True)[:1].expand_as(same),
+                               one(same, name, siamese=True))  # fmt: skip
+
+
+def test_the_order_of_names_and_a_missing_mirror_under_the_authors_scheme():
+    x = images(3, 3, 12)
+    for seed in range(20):
+        again = one(x, "_".join(reversed(ALL.split("_"))), seed=seed)
+        assert torch.equal(one(x, ALL, seed=seed), again)
+    assert fitting(PAPER, flip=False) == "one:color_crop_cutout_scale_rotate"
+    assert fitting(PAPER, flip=True) == PAPER
+    assert fitting("one:flip", flip=False) == ""
+    assert fitting("flip_crop", flip=False) == "crop"
+    assert fitting("", flip=False) == ""
+
+
+@pytest.mark.parametrize("names", ["one:", "one", "one:color_", "two:color", "color_one:flip"])
+def test_an_unknown_scheme_is_refused(names):
+    with pytest.raises(ValueError, match=r"augment must be"):
+        out(images(), names)

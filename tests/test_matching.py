@@ -236,3 +236,21 @@ def test_pulled_back_latent_gradient_equals_one_graph_through_the_generator(prob
     (whole,) = torch.autograd.grad(loss, latents, retain_graph=True)
     (pulled,) = torch.autograd.grad(problem.images, latents, problem.ours(exact=exact).images)
     torch.testing.assert_close(pulled, whole)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("waypoints", WAYPOINTS)
+@pytest.mark.parametrize("lr", [0.0, 1e-320, 1e-30, -1e-30, 1e-11, -0.3])
+def test_the_slope_does_not_need_a_learning_rate(problem, exact, waypoints, lr):
+    problem.lr = torch.tensor(lr, dtype=torch.float64)
+    ours = problem.ours(exact=exact, waypoints=waypoints)
+    leaves = [t.clone().requires_grad_() for t in (problem.images, problem.targets, problem.lr)]
+    if exact:
+        torch.autograd.backward(problem.unrolled(*leaves, waypoints=waypoints))
+        expected = [t.grad for t in leaves]
+        torch.testing.assert_close([ours.images, ours.targets, ours.lr], expected)
+    assert torch.isfinite(ours.lr)
+    assert ours.lr != 0
+    if lr == 0:
+        assert not ours.images.any()
+        assert not ours.targets.any()

@@ -8,11 +8,13 @@ from torch.func import functional_call
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.models import (
     GLOBAL_MODELS,
+    MOST_PATCHES,
     Normalize,
     SurrogateConfig,
     build_global_model,
     build_surrogate,
     initialise,
+    patches,
 )
 from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.seeding import derive
@@ -160,3 +162,31 @@ def test_convnet_is_the_surrogate_made_wide():
     model = build_global_model("convnet", spec(), SurrogateConfig(depth=3, width=32))
     assert model.get_submodule("block1.0").out_channels == 128
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == 3
+
+
+@pytest.mark.parametrize("size", range(8, 257))
+def test_vit_has_a_bounded_number_of_patches_and_keeps_those_that_divide(size):
+    patch, rim = patches(size)
+    divisors = [d for d in range(1, size + 1) if size % d == 0]
+    nearest = min(divisors, key=lambda d: abs(d - size / 8))
+    assert (size + rim) % patch == 0
+    assert rim < patch
+    assert 4 <= (size + rim) // patch <= MOST_PATCHES
+    if size // nearest <= MOST_PATCHES:
+        assert (patch, rim) == (nearest, 0)
+
+
+@pytest.mark.parametrize(("size", "patch", "side"), [(53, 7, 56), (106, 13, 117), (31, 4, 32)])
+def test_vit_surrounds_an_awkward_side_with_the_mean(size, patch, side):
+    model = ready(build_global_model("vit", spec(size), SurrogateConfig()))
+    seen = []
+    model.get_submodule("network.vit.conv_proj").register_forward_pre_hook(
+        lambda layer, args: seen.append((layer.kernel_size, args[0]))
+    )
+    assert model(torch.full((2, 1, size, size), 0.7)).shape == (2, 3)
+    ((kernel, padded),) = seen
+    assert kernel == (patch, patch)
+    assert padded.shape == (2, 1, side, side)
+    torch.testing.assert_close(padded.sum(), torch.tensor(2.0 * size * size))
+    assert padded[..., 0, :].abs().max() == 0 or side - size == 1
+    assert padded[..., -1, :].abs().max() == 0

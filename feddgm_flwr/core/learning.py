@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from feddgm_flwr.core.augment import ALL_NAMES
+from feddgm_flwr.core.augment import PAPER
 from feddgm_flwr.core.models import GLOBAL_MODELS
 from feddgm_flwr.core.settings import Settings, Words, restated, setting
 from feddgm_flwr.core.synthetic import SyntheticSet
@@ -43,7 +43,7 @@ class UnionConfig(TrainConfig):
     lr: float = restated(TrainConfig, "lr", 0.003, paper=0.01)
     momentum: float = restated(TrainConfig, "momentum", 0.9, paper=0.0)
     batch_size: int = restated(TrainConfig, "batch_size", 64, paper=256)
-    augment: str = restated(TrainConfig, "augment", "", paper=ALL_NAMES)
+    augment: str = restated(TrainConfig, "augment", "", paper=PAPER)
     weight_by_examples: bool = setting(
         False,
         "Weigh a client's images by its example count, so that n_i speaks in the union too.",
@@ -85,7 +85,7 @@ class GlobalModelConfig(TrainConfig):
     momentum: float = restated(TrainConfig, "momentum", 0.9)
     weight_decay: float = restated(TrainConfig, "weight_decay", 5e-4, paper=1e-5)
     batch_size: int = restated(TrainConfig, "batch_size", 64, paper=256)
-    augment: str = restated(TrainConfig, "augment", "", paper=ALL_NAMES)
+    augment: str = restated(TrainConfig, "augment", "", paper=PAPER)
 
     @property
     def name_list(self) -> tuple[str, ...]:

@@ -22,6 +22,9 @@ SMALL = 64
 """Up to this side in pixels, the stems of ResNets and AlexNet keep the resolution."""
 
 
+MOST_PATCHES = 20
+"""Patches a side of the vision transformer, at most."""
+
 GLOBAL_MODELS = ("convnet", "resnet18", "resnet34", "vgg11", "alexnet", "vit")
 """Architectures that the server can train beside the surrogate."""
 
@@ -207,12 +210,15 @@ def _alexnet(spec: ImageSpec) -> nn.Module:
 
 
 def _vit(spec: ImageSpec) -> nn.Module:
-    """Return a vision transformer of six layers, width 192, on about 8 x 8 patches."""
+    """Return a vision transformer of six layers, width 192, on about 8 x 8 patches.
+
+    An image whose side has no suitable divisor gets a rim of the mean (zero, once normalised).
+    """
     from torchvision.models import VisionTransformer
 
-    patch = patch_size(spec.size)
+    patch, rim = patches(spec.size)
     network: nn.Module = VisionTransformer(
-        image_size=spec.size,
+        image_size=spec.size + rim,
         patch_size=patch,
         num_layers=6,
         num_heads=3,
@@ -221,13 +227,24 @@ def _vit(spec: ImageSpec) -> nn.Module:
         num_classes=spec.num_classes,
     )
     network.conv_proj = nn.Conv2d(spec.channels, 192, patch, stride=patch)
-    return network
+    if not rim:
+        return network
+    pad = nn.ZeroPad2d((rim // 2, rim - rim // 2) * 2)
+    return nn.Sequential(OrderedDict(pad=pad, vit=network))
 
 
-def patch_size(size: int) -> int:
-    """Return the divisor of ``size`` nearest to an eighth of it (28 -> 4, 64 -> 8)."""
+def patches(size: int) -> tuple[int, int]:
+    """Return the side of a patch, and by how much ``size`` grows to be a multiple of it.
+
+    The divisor nearest to an eighth (28 -> 4, 64 -> 8), which needs no rim; where it would make
+    more than ``MOST_PATCHES`` a side, the whole number nearest to an eighth (53 -> 7 and 3).
+    Attention costs the fourth power of their number: 53 patches of one pixel took 100 s a step.
+    """
     divisors = [d for d in range(1, size + 1) if size % d == 0]
-    return min(divisors, key=lambda d: abs(d - size / 8))
+    patch = min(divisors, key=lambda d: abs(d - size / 8))
+    if size // patch > MOST_PATCHES:
+        patch = round(size / 8)
+    return patch, -size % patch
 
 
 @torch.no_grad()

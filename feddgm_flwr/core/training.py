@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from feddgm_flwr.core.augment import NAMES, augment
+from feddgm_flwr.core.augment import NAMES, Pixels, augment
 from feddgm_flwr.core.settings import Settings, setting
 
 
@@ -28,7 +28,9 @@ class TrainConfig(Settings):
     batch_size: int = setting(32, "Images a step.", ge=1)
     augment: str = setting(
         "",
-        'Augmentations; "" for none. `flip` is left out where a mirrored image changes its class.',
+        'Augmentations; "" for none. All are applied at once, or after `one:` one of them a step, '
+        "drawn, as the authors' code does. `flip` is left out where a mirrored image changes its "
+        "class.",
         words=NAMES,
     )
 
@@ -103,13 +105,15 @@ def train(
         foreach=True,
     )
     parameters = list(model.parameters())
+    pixels = pixels_of(model)
     steps = 0
     model.train()
     for epoch in range(config.epochs):
         total = torch.zeros((), device=device)
         for chosen in epoch_batches(len(images), config.batch_size, model, rng=rng):
             x, y, w = _batch(data, chosen, device)
-            loss = weighted_loss(model(augment(x, config.augment, rng=rng)), y, w)
+            x = augment(x, config.augment, rng=rng, pixels=pixels)
+            loss = weighted_loss(model(x), y, w)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             if rule.adjust:
@@ -124,6 +128,12 @@ def train(
         if on_epoch:
             on_epoch(epoch + 1, mean)
     return mean
+
+
+def pixels_of(model: nn.Module) -> Pixels | None:
+    """Return how ``model`` normalises in its first layer; None if it does not."""
+    first = getattr(model, "normalize", None)
+    return None if first is None else Pixels(first.mean, first.std)
 
 
 def steps_of(n: int, config: TrainConfig) -> int:

@@ -12,12 +12,18 @@ AutoencoderTiny  first convolution | each residual block or upsampling | output
 ``sample`` knows no classes: its latents are standard normal in the space in which the
 model's makers scaled them to unit variance (``scaling_factor``, ``shift_factor``,
 ``latents_mean``). VQ models decode the latents as they are, without looking up the
-nearest code word, which has no gradient. Knows of diffusers, and of nothing federated.
+nearest code word, which has no gradient.
+
+What config.json does not state is never filled in from a class's default, but by what it meant to
+those who left it out (``stated``). After loading, a few latents are decoded: a decoder that gives
+anything but finite, varied images of the right shape is refused. Knows of diffusers, and of nothing
+federated, and leaves files to ``weights``.
 """
 
+import logging
+import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +36,16 @@ from torch.nn import functional
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.params import fingerprint
 from feddgm_flwr.priors.settings import PriorConfig
+from feddgm_flwr.priors.weights import Place, one_line, read_config, read_weights
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+logger = logging.getLogger(__name__)
+
 POOL_GROUPS = 4
 """Groups of the normalisation in a pooled block."""
+TRIED_SIDE = 4
+"""Side of the latents that are decoded once after loading."""
+LEAST_DEVIATION = 1e-5
+"""Of the pixels of such an image; less is one colour, rounded."""
 
 
 class PooledBlock(AutoencoderTinyBlock):  # type: ignore[misc]
@@ -60,20 +72,13 @@ class PooledBlock(AutoencoderTinyBlock):  # type: ignore[misc]
 class PooledAutoencoderTiny(AutoencoderTiny):  # type: ignore[misc]
     """``AutoencoderTiny`` with pooled blocks wherever the weights have a ``pool``."""
 
-    @classmethod
-    def from_weights(
-        cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]
-    ) -> "PooledAutoencoderTiny":
-        """Return the model with its weights in float32."""
-        known = {k: v for k, v in config.items() if k != "block_out_channels"}
-        model: PooledAutoencoderTiny = cls.from_config(known)
+    def widen(self, weights: Mapping[str, Tensor]) -> None:
+        """Put a pooled block wherever ``weights`` have one."""
         for name, weight in weights.items():
             if found := re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.pool\.0\.weight", name):
-                layers = model.get_submodule(f"{found[1]}.layers")
+                layers = self.get_submodule(f"{found[1]}.layers")
                 inner, channels = weight.shape[:2]
-                layers[int(found[2])] = PooledBlock(channels, inner, model.config.act_fn)
-        model.load_state_dict(weights)
-        return model
+                layers[int(found[2])] = PooledBlock(channels, inner, self.config.act_fn)
 
 
 FAMILIES: dict[str, type[ModelMixin]] = {
@@ -86,43 +91,131 @@ FAMILIES: dict[str, type[ModelMixin]] = {
 """``_class_name`` in config.json -> class."""
 
 
+SD1_SCALING = 0.18215
+"""Of Stable Diffusion 1 and 2, whose files are older than the key: pipelines had it built in."""
+
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""How attention layers were called in the files of those days."""
+
+
 def load_autoencoder(path: str, subfolder: str = "") -> ModelMixin:
     """Return the frozen float32 autoencoder at a hub id or in a folder.
 
     Raises
     ------
     ValueError
-        It is not there, does not load, or is of no family in ``FAMILIES``.
+        It is not there, is of no family in ``FAMILIES``, or its weights are not those of the model
+        that its config.json describes.
     """
-    where = f"prior.path {path!r}" + (f" (subfolder {subfolder!r})" if subfolder else "")
-    inside = {"subfolder": subfolder} if subfolder else {}
+    place = Place(path, subfolder)
+    config = read_config(place, FAMILIES)
+    family = FAMILIES[config["_class_name"]]
+    config = stated(config, family, place)
+    weights = {_new_name(name): tensor for name, tensor in read_weights(place).items()}
     try:
-        config = AutoencoderTiny.load_config(path, **inside)
-        family = FAMILIES.get(config.get("_class_name", ""))
-        if family is None:
-            raise ValueError(
-                f"{where} must hold one of {sorted(FAMILIES)}, its config.json says"
-                f" {config.get('_class_name')!r}; choose another autoencoder"
-            )
-        if family is PooledAutoencoderTiny:
-            model = family.from_weights(config, _weights(path, subfolder))
-        else:
-            model = family.from_pretrained(path, low_cpu_mem_usage=False, **inside)
-    except (OSError, RuntimeError) as error:
+        # Without memory and without drawing weights that the file is about to give.
+        with torch.device("meta"):
+            model = family.from_config(config)
+            if isinstance(model, PooledAutoencoderTiny):
+                model.widen(weights)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise ValueError(
-            f"{where} must be a hub id or a folder with config.json and {WEIGHTS},"
-            f" and could not be loaded: {error}"
-        ) from error
+            f"{place} must hold a config.json from which {config['_class_name']} can be built,"
+            f" and it cannot ({type(e).__name__}: {one_line(e)}); fetch it anew"
+        ) from e
+    _check_names(model, weights, place)
+    model.load_state_dict(weights, assign=True)
     return model.float().eval().requires_grad_(False)
 
 
-def _weights(path: str, subfolder: str) -> dict[str, Tensor]:
-    from huggingface_hub import hf_hub_download
-    from safetensors.torch import load_file
+def stated(config: Mapping[str, Any], family: type[ModelMixin], place: Place) -> dict[str, Any]:
+    """Return ``config`` with the statistics of the latents that it states, or means by silence.
 
-    if Path(path).is_dir():
-        return load_file(Path(path, subfolder, WEIGHTS))
-    return load_file(hf_hub_download(path, WEIGHTS, subfolder=subfolder or None))
+    A class's default is what diffusers would write, not what this model's makers measured.
+    Silence means: for AutoencoderTiny, latents as the large model's diffusion sees them (1); for
+    VQModel, code words as they are (1); for AutoencoderKL of 4 channels, Stable Diffusion 1 or 2,
+    whose files are older than the key (0.18215). Another AutoencoderKL must say.
+
+    Raises
+    ------
+    ValueError
+        A statistic is missing that cannot be known, or is no such number.
+    """
+    known = dict(config)
+    if issubclass(family, AutoencoderTiny):
+        # The class works it out of the decoder's, and warns where it is given.
+        known.pop("block_out_channels", None)
+    if known.get("scaling_factor") is None:
+        known["scaling_factor"] = _silent_scaling(known, family, place)
+        logger.info("%s states no scaling_factor; taken as %s", place, known["scaling_factor"])
+    if known.get("shift_factor") is None and family is not VQModel:
+        known["shift_factor"] = 0.0
+    _check_statistics(known, place)
+    if known.get("out_channels", 3) not in (1, 3):
+        raise ValueError(
+            f"{place} must make images of 1 or 3 channels, its config.json says"
+            f" {known['out_channels']!r} (4 may be latents, or transparency); choose another"
+            " autoencoder"
+        )
+    return known
+
+
+def _silent_scaling(config: Mapping[str, Any], family: type[ModelMixin], place: Place) -> float:
+    if family is not AutoencoderKL:
+        return 1.0
+    channels = config.get("latent_channels", 4)
+    if channels != 4:
+        raise ValueError(
+            f"{place} must state scaling_factor in its config.json, one over the deviation of its"
+            f" {channels} latent channels, and does not; look it up where the model comes from,"
+            " and add it"
+        )
+    return SD1_SCALING
+
+
+def _check_statistics(config: Mapping[str, Any], place: Place) -> None:
+    channels = config.get("vq_embed_dim") or config.get("latent_channels")
+    for key, positive, many in (
+        ("scaling_factor", True, False), ("shift_factor", False, False),
+        ("latents_std", True, True), ("latents_mean", False, True),
+    ):  # fmt: skip
+        said = config.get(key)
+        if said is None:
+            continue
+        numbers = said if many and isinstance(said, list) else [said]
+        fits = not many or len(numbers) in {1, channels or len(numbers)}
+        if not fits or not all(_is_number(n, positive) for n in numbers):
+            wanted = f"{channels} numbers" if many else "a number"
+            raise ValueError(
+                f"{place} must state {key} as {wanted}{' above 0' if positive else ''} in its"
+                f" config.json, got {said!r}; correct it there"
+            )
+
+
+def _is_number(value: object, positive: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and (value > 0 or not positive)
+
+
+def _new_name(name: str) -> str:
+    old = "|".join(OLD_NAMES)
+    found = re.fullmatch(rf"(.+\.attentions\.\d+\.)({old})(\.\w+)", name)
+    return f"{found[1]}{OLD_NAMES[found[2]]}{found[3]}" if found else name
+
+
+def _check_names(model: ModelMixin, weights: Mapping[str, Tensor], place: Place) -> None:
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    missing = sorted(set(wanted) - set(weights))
+    unknown = sorted(set(weights) - set(wanted))
+    unlike = sorted(n for n in set(wanted) & set(weights) if wanted[n] != weights[n].shape)
+    for names, what in ((missing, "missing"), (unknown, "unknown"), (unlike, "of another shape")):
+        if names:
+            raise ValueError(
+                f"{place} must hold weights and config.json of one {type(model).__name__}, and"
+                f" {len(names)} tensors are {what} by that config, such as {names[0]}; fetch both"
+                " anew"
+            )
 
 
 class _Clamp(nn.Module):
@@ -228,10 +321,10 @@ class Decoder(nn.Module):
 
 def _statistics(model: ModelMixin) -> tuple[Tensor, Tensor]:
     """Return the mean and deviation that lead from unit latents to the model's."""
-    config = model.config
+    config = model.config  # as ``stated``
     mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
     std = config.get("latents_std") or [1.0]
-    scale = config.get("scaling_factor") or 1.0
+    scale = config["scaling_factor"]
     return torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1) / scale
 
 
@@ -292,7 +385,52 @@ def centre_crop(images: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n
     return images[..., start : start + size, start : start + size]
 
 
+@torch.no_grad()
+def check_decoding(decoder: Decoder, latents: Float[Tensor, "n c h w"], place: Place) -> None:
+    """Raise unless ``decoder`` makes images of a few latents that can be told apart.
+
+    Raises
+    ------
+    ValueError
+        They are not finite, not of the right shape, or the same everywhere or of every latent.
+    """
+    try:
+        images = decoder(decoder.enter(latents))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{place} must decode latents of shape {(*latents.shape[1:],)}, and cannot"
+            f" ({one_line(error)}); fetch its config.json and weights anew"
+        ) from error
+    height, width = (side * decoder.factor for side in latents.shape[2:])
+    shape = (len(latents), decoder.out_channels, height, width)
+    wrong = ""
+    if images.shape != shape:
+        wrong = f"images of shape {(*images.shape[1:],)} instead of {shape[1:]}"
+    elif not torch.isfinite(images).all():
+        wrong = "pixels that are not finite"
+    elif images.std(dim=(1, 2, 3)).min() < LEAST_DEVIATION:
+        wrong = "images of one colour"
+    elif len(images) > 1 and (images[0] - images[1]).abs().max() < LEAST_DEVIATION:
+        wrong = "the same image of every latent"
+    if wrong:
+        raise ValueError(
+            f"{place} must decode latents to images, and gives {wrong}; its weights are not those"
+            " of a trained model: fetch them anew, or choose others"
+        )
+
+
 def build_autoencoder_prior(config: PriorConfig, spec: ImageSpec) -> AutoencoderPrior:
-    """Return the prior at ``config.path``, for images of ``spec``."""
+    """Return the prior at ``config.path``, for images of ``spec``.
+
+    Raises
+    ------
+    ValueError
+        It does not load, or cannot make images of ``spec``.
+    """
     model = load_autoencoder(config.path, config.subfolder)
-    return AutoencoderPrior(Decoder(model, config.feature_block), spec, config.image_scale)
+    decoder = Decoder(model, config.feature_block)
+    # Seeded: what is decoded here must not depend on, or move, anybody's draws.
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, decoder.channels, TRIED_SIDE, TRIED_SIDE, generator=rng)
+    check_decoding(decoder, latents, Place(config.path, config.subfolder))
+    return AutoencoderPrior(decoder, spec, config.image_scale)

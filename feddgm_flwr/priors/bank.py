@@ -6,12 +6,16 @@ latents.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from feddgm_flwr.priors.weights import Place, one_line
 
 FILE = "classes.safetensors"
 NEIGHBOURS = 5
@@ -82,18 +86,49 @@ class LatentBank:
 
     @staticmethod
     def load(folder: Path) -> "LatentBank":
-        """Return the bank that ``save`` wrote into ``folder``."""
-        from safetensors import safe_open
+        """Return the bank that ``save`` wrote into ``folder``.
 
-        with safe_open(folder / FILE, "pt") as file:
-            about = file.metadata()
-            codes, labels = file.get_tensor("codes"), file.get_tensor("labels")
-        return LatentBank(
-            codes,
-            float(about["scale"]),
-            labels.long(),
-            tuple(json.loads(about["classes"])),
-        )
+        Raises
+        ------
+        ValueError
+            The file is no such bank, or not a whole one.
+        """
+        file = Place(str(folder)).file(FILE)
+        try:
+            if file is None:
+                raise FileNotFoundError("it is missing")
+            return _read(file)
+        except (SafetensorError, ArithmeticError, LookupError, OSError, TypeError, ValueError) as e:
+            raise ValueError(
+                f"prior.path {str(folder)!r} must hold a {FILE} that feddgm-pretrain wrote, and it"
+                f" cannot be used: {one_line(e)}; fetch it anew, or run feddgm-pretrain"
+            ) from e
+
+
+def _read(path: Path) -> LatentBank:
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+        lacking = [n for n in ("classes", "scale") if n not in about]
+        lacking += sorted({"codes", "labels"} - set(file.keys()))
+        if lacking:
+            raise ValueError(f"it has no {' and no '.join(lacking)}")
+        codes, labels = file.get_tensor("codes"), file.get_tensor("labels").long()
+    classes, scale = json.loads(about["classes"]), float(about["scale"])
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise ValueError("its classes are not names")
+    if codes.dtype != torch.uint8 or codes.ndim != 4 or codes.shape[2] != codes.shape[3]:
+        raise ValueError(f"its codes are {codes.dtype} of shape {(*codes.shape,)}")
+    if labels.shape != codes.shape[:1] or not len(labels):
+        raise ValueError(f"it has {len(codes)} codes and {len(labels)} labels")
+    if not math.isfinite(scale) or scale <= 0:
+        raise ValueError(f"its scale is {scale}")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        span = f"{int(labels.min())} to {int(labels.max())}"
+        raise ValueError(f"it has labels from {span} for {len(classes)} classes")
+    bare = [c for i, c in enumerate(classes) if not (labels == i).any()]
+    if bare:
+        raise ValueError(f"its class {bare[0]!r} has no latent")
+    return LatentBank(codes, scale, labels, tuple(classes))
 
 
 def _neighbours(latents: Float[Tensor, "m c h w"]) -> Int[Tensor, "m k"]:

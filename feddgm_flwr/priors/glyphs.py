@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.params import fingerprint
-from feddgm_flwr.priors.autoencoder import Decoder, load_autoencoder
+from feddgm_flwr.priors.autoencoder import Decoder, check_decoding, load_autoencoder
 from feddgm_flwr.priors.bank import FILE, LatentBank
 from feddgm_flwr.priors.settings import PriorConfig
+from feddgm_flwr.priors.weights import Place
 
 
 class GlyphPrior:
@@ -92,8 +93,16 @@ def build_glyph_prior(config: PriorConfig, spec: ImageSpec) -> GlyphPrior:
             f" and {folder / FILE} is missing; pip install the project where the"
             " ServerApp runs, or run feddgm-pretrain"
         )
-    model = load_autoencoder(str(folder))
-    return GlyphPrior(Decoder(model, config.feature_block), LatentBank.load(folder), spec)
+    bank = LatentBank.load(folder)
+    decoder = Decoder(load_autoencoder(str(folder)), config.feature_block)
+    if bank.codes.shape[1] != decoder.channels:
+        raise ValueError(
+            f"prior.path {str(folder)!r} must hold a decoder and a bank of one prior, and the"
+            f" decoder takes latents of {decoder.channels} channels, {FILE} has"
+            f" {bank.codes.shape[1]}; fetch both anew, or run feddgm-pretrain"
+        )
+    check_decoding(decoder, bank.latents[[0, -1]], Place(str(folder)))
+    return GlyphPrior(decoder, bank, spec)
 
 
 def shipped(name: str) -> Path:

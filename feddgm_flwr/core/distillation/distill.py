@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from feddgm_flwr.core.augment import augment
+from feddgm_flwr.core.augment import Pixels, augment, is_siamese
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
 from feddgm_flwr.core.distillation.matching import (
     MatchingGradients,
@@ -231,6 +231,8 @@ def student_input(bench: Bench, job: DistillJob, iteration: int, num_images: int
         else None
     )
     base = derive_seed(job.seed, "student-augment", *address)
+    siamese = is_siamese(config.augment)
+    pixels = Pixels.of(bench.spec.mean, bench.spec.std)
 
     def seen(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         if batches is not None:
@@ -238,7 +240,7 @@ def student_input(bench: Bench, job: DistillJob, iteration: int, num_images: int
             images, targets = images[chosen], targets[chosen]
         if config.augment:
             rng = torch.Generator().manual_seed(base + step)
-            images = augment(images, config.augment, rng=rng, siamese=True)
+            images = augment(images, config.augment, rng=rng, siamese=siamese, pixels=pixels)
         return images, targets
 
     return seen

@@ -34,6 +34,9 @@ from torch import Tensor
 from feddgm_flwr.core.distillation.student import Student, Trace
 from feddgm_flwr.core.params import Params, dot, squared_distance
 
+LEAST_RATE = 1e-12
+"""A smaller student learning rate is applied after the pull, not before."""
+
 StepInput = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """``step_input(images, targets, step)``: what the student sees at a step, differentiable. It must
 be deterministic, since a step may be evaluated twice."""
@@ -140,6 +143,7 @@ def matching_gradients(
     x = images.detach().requires_grad_()
     y = targets.detach().requires_grad_()
     first_kept = 0 if kept_steps is None else steps - kept_steps
+    unit, part = _unit(lr)
 
     at = {name: p.detach() for name, p in start.items()}
     walked: list[tuple[Trace, tuple[Tensor, Tensor] | None]] = []
@@ -161,16 +165,26 @@ def matching_gradients(
         trace, kept = walked.pop()
         seen = kept or step_input(x, y, step)
         through = exact and step > 0
-        pulled = trace.pull(torch._foreach_mul(adjoint, -lr), through=through)
+        pulled = trace.pull(torch._foreach_mul(adjoint, -unit), through=through)
         dx, dy = torch.autograd.grad(seen, (x, y), (pulled.images, pulled.targets))
-        d_images += dx
-        d_targets += dy
-        d_lr += pulled.slope / lr
+        d_images.add_(dx, alpha=part)
+        d_targets.add_(dy, alpha=part)
+        d_lr += pulled.slope / unit
         if through and pulled.params is not None:
-            adjoint = torch._foreach_add(adjoint, pulled.params)
+            adjoint = torch._foreach_add(adjoint, pulled.params, alpha=part)
         if step in pulls:
             adjoint = torch._foreach_add(adjoint, pulls[step])
     return MatchingGradients(loss, d_images, d_targets, d_lr)
+
+
+def _unit(lr: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], float]:
+    """Return the rate to pull with, and which part of it ``lr`` is.
+
+    Elsewhere the two are ``lr`` and 1. The slope <g, lambda> does not depend on the rate, but
+    cannot be had by dividing by a rate of zero, or by one so small that it rounds the pull away.
+    """
+    rate = float(lr)  # the one look of the call: asking a GPU at every step would make it wait
+    return (lr, 1.0) if abs(rate) >= LEAST_RATE else (torch.ones_like(lr), rate)
 
 
 def _squared_length(start: Params, target: Params) -> Float[Tensor, ""]:

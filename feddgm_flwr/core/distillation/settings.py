@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from feddgm_flwr.core.augment import ALL_NAMES, NAMES
+from feddgm_flwr.core.augment import NAMES, PAPER
 from feddgm_flwr.core.settings import Settings, setting
 
 
@@ -62,7 +62,7 @@ class DistillConfig(Settings):
         "",
         "Differentiable siamese augmentation, as `client.augment`.",
         words=NAMES,
-        paper=ALL_NAMES,
+        paper=PAPER,
     )
     classes: Literal["owned", "all"] = setting(
         "owned", "Distil the classes a client owns, or all of them as the paper does.", paper="all"
