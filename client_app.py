@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from feddgm_flwr.core.evaluation import evaluate
 from feddgm_flwr.core.memory import kept_memory
 from feddgm_flwr.federation import messages
-from feddgm_flwr.federation.device import Device
+from feddgm_flwr.federation.device import Device, told_at_home
 
 app = ClientApp()
 
@@ -19,7 +19,7 @@ def train_surrogate(message: Message, context: Context) -> Message:
     began = time.perf_counter()
     device, task = Device.of(context), messages.read_task(message)
     data = device.images("train")
-    with kept_memory():
+    with told_at_home("train", name_it=True), kept_memory():
         walked = device.client.train(task, data)
     content = messages.reply_content(
         device.client.reply(task, data, walked),
@@ -34,7 +34,8 @@ def score_surrogate(message: Message, context: Context) -> Message:
     """Score the broadcast surrogate on this client's own test images."""
     device, task = Device.of(context), messages.read_task(message)
     data = device.images("test")
-    score = evaluate(device.surrogate(task), data.images, data.labels)
+    with told_at_home("score the model", name_it=True):
+        score = evaluate(device.surrogate(task), data.images, data.labels)
     return Message(content=messages.evaluation_content(score, len(data)), reply_to=message)
 
 

@@ -17,7 +17,17 @@ import torch
 from jaxtyping import Int, UInt8
 
 from feddgm_flwr.core.images import ImageSet, ImageSpec
-from feddgm_flwr.data.own import Arrays, read_folder, read_npz, resized, root_of
+from feddgm_flwr.data.own import (
+    RUN,
+    Arrays,
+    NoImagesError,
+    Source,
+    Words,
+    read_folder,
+    read_npz,
+    resized,
+    root_of,
+)
 from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.data.specs import SPECS
 
@@ -59,8 +69,13 @@ def spec_of(config: DataConfig) -> ImageSpec:
     )
 
 
-def load(config: DataConfig, part: Part) -> ImageSet:
+def load(config: DataConfig, part: Part, words: Words = RUN) -> ImageSet:
     """Return a whole part.
+
+    Parameters
+    ----------
+    words
+        How errors name the data.
 
     Raises
     ------
@@ -69,11 +84,11 @@ def load(config: DataConfig, part: Part) -> ImageSet:
     FileNotFoundError
         There are none where ``config`` says.
     """
-    data = read(config, part)
+    data = read(config, part, words)
     return data.take(np.arange(len(data.labels)))
 
 
-def read(config: DataConfig, part: Part) -> ByteSet:
+def read(config: DataConfig, part: Part, words: Words = RUN) -> ByteSet:
     """Return a whole part as bytes; a second call in this process reads no file."""
     # How the images are divided among clients does not make them other images.
     source = DataConfig(
@@ -84,25 +99,26 @@ def read(config: DataConfig, part: Part) -> ByteSet:
         channels=config.channels,
         image_size=config.image_size,
     )
-    return _read(source, part)
+    return _read(source, part, words)
 
 
 @lru_cache(maxsize=4)
-def _read(config: DataConfig, part: Part) -> ByteSet:
+def _read(config: DataConfig, part: Part, words: Words) -> ByteSet:
     match config.name:
         case "mnist5k":
             arrays = split(*_mnist5k(), part)
         case "digits":
             arrays = split(*_digits(), part)
         case "folder":
-            arrays = read_folder(config, part)
+            arrays = read_folder(Source.of(config, words), part)
         case "npz":
-            arrays = read_npz(config, part)
+            arrays = read_npz(Source.of(config, words), part)
         case _:
             arrays = _torchvision(config, part)
     if not len(arrays[1]):
-        raise ValueError(
-            f"data.root must hold at least 1 {part} image, got 0 in {config.root!r}; put some there"
+        raise NoImagesError(
+            f"{words.key} must hold at least 1 {part} image, got 0 in {config.root!r}; put some "
+            "there"
         )
     return ByteSet(*arrays)
 
@@ -147,8 +163,68 @@ def packaged_csv(package: str, path: str) -> UInt8[np.ndarray, " numbers"]:
     return np.fromstring(text.replace("\n", ","), np.uint8, sep=",")
 
 
+FILES: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{
+        name: (
+            f"{home}/raw",
+            tuple(
+                f"{part}-{kind}-ubyte"
+                for part in ("train", "t10k")
+                for kind in ("images-idx3", "labels-idx1")
+            ),
+        )
+        for name, home in (("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"))
+    },
+    "cifar10": (
+        "cifar-10-batches-py",
+        (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
+    ),
+    "cifar100": ("cifar-100-python", ("train", "test", "meta")),
+}
+"""torchvision's sets -> their folder and the files in it, all of which torchvision wants."""
+
+
 def _torchvision(config: DataConfig, part: Part) -> Arrays:
-    root = root_of(config)
+    home, names = FILES.get(config.name, (".", (f"{part}_32x32.mat",)))
+    folder = root_of(config) / home
+    if not config.download:
+        _check_there(config, folder, names)
+    try:
+        images, labels = _made_by_torchvision(config, part)
+        _check_made(images, labels, SPECS[config.name])
+    except ImportError:
+        raise
+    except Exception as error:  # of files that are cut or changed, torchvision raises anything
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        if config.download:
+            raise ValueError(
+                f"data.root must be where torchvision can put {config.name}, got "
+                f"{config.root!r} ({said}); remove what is broken in {str(folder)!r}, or see to "
+                "the connection"
+            ) from error
+        raise ValueError(
+            f"the {part} part of {config.name} in {str(folder)!r} must be as it was published, and "
+            f"is damaged ({said}); put {', '.join(names)} there anew"
+        ) from error
+    return images, labels
+
+
+def _check_there(config: DataConfig, folder: Path, names: tuple[str, ...]) -> None:
+    """Tell a set that is absent, which a server may do without, from one that is torn."""
+    missing = [name for name in names if not (folder / name).is_file()]
+    if len(missing) == len(names):
+        raise FileNotFoundError(
+            f"data.root must hold {config.name} in torchvision's layout, got {config.root!r} "
+            f"without {str(folder / names[0])!r}; put it there or set data.download = true"
+        )
+    if missing:
+        raise ValueError(
+            f"{str(folder)!r} must hold all files of {config.name}, and lacks {missing}; put them "
+            "there, unpacked, or set data.download = true"
+        )
+
+
+def _made_by_torchvision(config: DataConfig, part: Part) -> Arrays:
     from torchvision import datasets
 
     makers = {
@@ -159,15 +235,7 @@ def _torchvision(config: DataConfig, part: Part) -> Arrays:
         "svhn": datasets.SVHN,
     }
     which: dict[str, Any] = {"split": part} if config.name == "svhn" else {"train": part == "train"}
-    try:
-        data: Any = makers[config.name](root, download=config.download, **which)
-    except RuntimeError as error:
-        said = " ".join(str(error).split())
-        remedy = "" if config.download else " or set data.download = true"
-        raise FileNotFoundError(
-            f"data.root must hold {config.name} in torchvision's layout, got "
-            f"{config.root!r} ({said}); put it there{remedy}"
-        ) from error
+    data: Any = makers[config.name](Path(config.root), download=config.download, **which)
     images = np.asarray(data.data)
     if images.ndim == 3:
         images = images[:, None]
@@ -175,3 +243,12 @@ def _torchvision(config: DataConfig, part: Part) -> Arrays:
         images = images.transpose(0, 3, 1, 2)
     labels = data.labels if config.name == "svhn" else data.targets
     return np.ascontiguousarray(images), np.asarray(labels, np.int64)
+
+
+def _check_made(images: np.ndarray, labels: np.ndarray, spec: ImageSpec) -> None:
+    """Raise where files fit torchvision, but not each other or the set."""
+    shape = (len(labels), spec.channels, spec.size, spec.size)
+    if images.shape != shape or images.dtype != np.uint8:
+        raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 {shape}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < spec.num_classes:
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from feddgm_flwr.core.settings import Settings, setting
+from feddgm_flwr.data.names import plain, wrong_names
 
 PACKAGED = ("mnist5k", "digits")
 """Data sets that come with the installation."""
@@ -86,8 +87,11 @@ class DataConfig(Settings):
                 "data.class-names must be the comma-separated class names of data.name = "
                 f"{self.name!r}, got {self.class_names!r}; change it with -c"
             )
+        if said := wrong_names(self.class_list):
+            raise ValueError(f"data.class-names must {said}; change it with -c")
 
     @property
     def class_list(self) -> tuple[str, ...]:
-        """The names in `class_names`, in label order."""
-        return tuple(n.strip() for n in self.class_names.split(",") if n.strip())
+        """The names in `class_names`, in label order, composed and without stray blanks."""
+        # Blanks first: a line break around a comma is none of a name.
+        return tuple(plain(n) for n in self.class_names.split(",") if n.strip())

@@ -3,7 +3,9 @@
 Imports neither the server's half nor the engine of distillation.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +20,39 @@ from feddgm_flwr.core.models import build_surrogate
 from feddgm_flwr.core.params import load_params
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.data.datasets import Part, spec_of
-from feddgm_flwr.data.partition import client_images
+from feddgm_flwr.data.partition import PartitionError, client_images
 from feddgm_flwr.federation.machine import device_of
 from feddgm_flwr.federation.messages import DATA_DIR, Identity
 from feddgm_flwr.methods.client import Client
+
+logger = logging.getLogger(__name__)
+
+
+class ToldAtHomeError(RuntimeError):
+    """What the server may hear of a failure; the rest is in the device's own log."""
+
+
+@contextmanager
+def told_at_home(what: str, *, name_it: bool = False) -> Iterator[None]:
+    """Log an error here in full and let only a fixed sentence out, for Flower sends it on.
+
+    Paths and names of files can name people.
+
+    Parameters
+    ----------
+    what
+        What this client could not do.
+    name_it
+        Whether the kind of the error may be told: it shows that memory ran out.
+    """
+    try:
+        yield
+    except (ToldAtHomeError, PartitionError):
+        raise
+    except Exception as error:
+        logger.error("this client could not %s: %s", what, error)
+        kind = f" ({type(error).__name__})" if name_it else ""
+        raise ToldAtHomeError(f"this client could not {what}{kind}; see its own log") from error
 
 
 @dataclass(frozen=True)
@@ -44,16 +75,25 @@ class Device:
         return cls(config, who, context.node_config, client)
 
     def images(self, part: Part) -> ImageSet:
-        """Return own images: a part of the data set, or those of an own folder."""
+        """Return own images: a part of the data set, or those of an own folder.
+
+        Raises
+        ------
+        ToldAtHomeError
+            They cannot be read.
+        PartitionError
+            The run's data set cannot be divided so.
+        """
         data_dir = self.node_config.get(DATA_DIR)
-        return client_images(
-            self.config.data,
-            part,
-            partition_id=self.who.partition_id,
-            num_partitions=self.who.num_partitions,
-            seed=self.config.seed,
-            data_dir=Path(str(data_dir)) if data_dir else None,
-        )
+        with told_at_home(f"read its {part} data"):
+            return client_images(
+                self.config.data,
+                part,
+                partition_id=self.who.partition_id,
+                num_partitions=self.who.num_partitions,
+                seed=self.config.seed,
+                data_dir=Path(str(data_dir)) if data_dir else None,
+            )
 
     def surrogate(self, task: Task) -> nn.Module:
         """Return the surrogate as it was sent."""

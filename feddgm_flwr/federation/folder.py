@@ -49,24 +49,35 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def draw_owners(config: RunConfig, spec: ImageSpec, num_partitions: int, folder: Path) -> None:
-    """Draw who owns what, where the clients' data are parts of a set that is here too."""
+    """Draw who owns what, where the clients' data are parts of a set that is here too.
+
+    Raises
+    ------
+    PartitionError
+        The data cannot be divided so: no client would have any, whatever is drawn.
+    """
     if num_partitions == 0:
         logger.info("no picture of who owns what: the clients have data of their own")
         return
-    data = server_images(config.data, "train")
+    data = None
+    with plots.skipping("owners.png"):
+        data = server_images(config.data, "train")
     if data is None:
         return
     labels = data.labels.numpy()
     parts = partition(labels, config.data, num_clients=num_partitions, seed=config.seed)
-    owned = counts(parts, labels, spec.num_classes)
-    plots.draw_ownership(owned.T, spec.classes, folder / "owners.png")
+    with plots.skipping("owners.png"):
+        owned = counts(parts, labels, spec.num_classes)
+        plots.draw_ownership(owned.T, spec.classes, folder / "owners.png")
 
 
 def draw_round(folder: Path, spec: ImageSpec, emit: Emit) -> Callable[[int, RoundReport], None]:
     """Return what draws a round's distilled images."""
 
     def show(server_round: int, report: RoundReport) -> None:
-        if len(report.fresh):
+        if not len(report.fresh):
+            return
+        with plots.skipping(f"pictures of round {server_round}"):
             picture = plots.draw_round(folder / "images", server_round, report.fresh, spec.classes)
             path = str(picture.relative_to(folder))
             emit(ImagesDrawn(round=server_round, path=path, num_images=len(report.fresh)))
@@ -84,4 +95,5 @@ def save_models(state: ServerState, folder: Path) -> None:
 
 def draw_results(results: Results, folder: Path) -> None:
     """Draw accuracy by round."""
-    plots.draw_accuracy([results.to_dict()], folder / "accuracy.png")
+    with plots.skipping("accuracy.png"):
+        plots.draw_accuracy([results.to_dict()], folder / "accuracy.png")

@@ -48,11 +48,27 @@ MAX_MOVEMENT = 1000.0
 """Largest believable |theta_i - theta_t|, in units of |theta_t| + 1."""
 
 
+REASON_LENGTH = 300
+"""Characters kept of a reason: a client may have written a book."""
+
+
 @dataclass(frozen=True)
 class Rejection:
-    """Why a reply is set aside, as one sentence."""
+    """Why a reply is set aside, as one sentence, safe to log whatever the client wrote."""
 
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", harmless(self.reason))
+
+
+def harmless(text: str) -> str:
+    """Return ``text`` cut to a length, with what a terminal would obey spelt out."""
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
+        for c in text[: REASON_LENGTH + 1]
+    )
+    return escaped if len(escaped) <= REASON_LENGTH else escaped[: REASON_LENGTH - 3] + "..."
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,18 @@
 """Pictures of a run: who owns what, what was distilled, how it changed, how accuracy grew.
 
-matplotlib is imported on first use and draws to files only. Axes: ``n`` images, ``k`` classes,
-``m`` clients, ``c h w`` one image.
+matplotlib is imported on first use and draws to files only, whole ones; names are drawn as they
+are written, and no picture grows beyond a few million pixels. Whoever draws during a run does so
+``skipping`` failures. Axes: ``n`` images, ``k`` classes, ``m`` clients, ``c h w`` one image.
 """
 
-from collections.abc import Mapping, Sequence
+import io
+import logging
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +21,59 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from feddgm_flwr.core.synthetic import SyntheticSet
+from feddgm_flwr.monitoring.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+logger = logging.getLogger(__name__)
+
 MAX_ROWS = 12
 """Rows of the picture over rounds."""
 MAX_COLUMNS = 10
 """Its columns."""
+MAX_CLIENTS = 40
+"""Clients in a picture; of more, some spread over all."""
+MAX_CLASSES = 50
+"""Its classes."""
+MAX_ACROSS = 200
+"""Small pictures side by side, all classes together."""
+MAX_SIDE = 64
+"""Pixels of a small picture; it is shown at fewer."""
+MAX_NAME = 40
+"""Characters drawn of a name."""
+TEXT: dict[str, Any] = {"fontsize": 8, "parse_math": False}
+"""Names are drawn as they are written: a dollar sign begins no formula."""
+SAVED = re.compile(r"round_(\d+)\.npz")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, which the colour-blind tell apart."""
 
 
+@contextmanager
+def skipping(picture: str) -> Iterator[None]:
+    """Tell in one line why a picture is missing, and go on: no picture is worth a run."""
+    try:
+        yield
+    except Exception as error:  # fonts, disks and numbers fail in any way
+        words = " ".join(str(error).split())[:300] or "no reason given"
+        logger.warning(
+            "no %s: %s (%s); the run goes on without it", picture, words, type(error).__name__
+        )
+
+
 def draw_ownership(counts: Int[np.ndarray, "k m"], classes: Sequence[str], path: Path) -> None:
     """Draw how many images of each class each client owns."""
+    shown_classes = _spread(counts.shape[0], MAX_CLASSES)
+    clients = _spread(counts.shape[1], MAX_CLIENTS)
+    told = _of(
+        (len(clients), counts.shape[1], "clients"), (len(shown_classes), counts.shape[0], "classes")
+    )
+    of_class, totals = counts.sum(1)[shown_classes], counts.sum(0)[clients]
+    counts = counts[np.ix_(shown_classes, clients)]
     rows, columns = counts.shape
     figure, axes = _figure(1.6 + 0.55 * columns, 1.2 + 0.38 * rows)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    shares = counts / np.maximum(of_class, 1)[:, None]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for k in range(rows):
         for m in range(columns):
@@ -45,13 +88,14 @@ def draw_ownership(counts: Int[np.ndarray, "k m"], classes: Sequence[str], path:
                     color=shade,
                     fontsize=8,
                 )
-    totals = counts.sum(0)
-    names = [f"{m}\n({totals[m]})" for m in range(columns)]
+    names = [f"{m}\n({total})" for m, total in zip(clients, totals, strict=True)]
     axes.set_xticks(range(columns), names, fontsize=8)
-    axes.set_yticks(range(rows), list(classes), fontsize=8)
+    axes.set_yticks(range(rows), [_name(classes[k]) for k in shown_classes], **TEXT)
     axes.set_xlabel("client (images)")
     axes.set_ylabel("class")
-    axes.set_title("Who owns what: images of each class at each client", fontsize=10)
+    axes.set_title(
+        f"Who owns what: images of each class at each client{told}", fontsize=10, parse_math=False
+    )
     _frameless(axes)
     _save(figure, path)
 
@@ -81,28 +125,41 @@ def draw_round(
 def draw_grid(images: SyntheticSet, classes: Sequence[str], path: Path, *, title: str) -> None:
     """Draw distilled images, a row a client and a column a class."""
     owners, labels = images.owner.numpy(), images.targets.argmax(1).numpy()
-    rows = sorted(set(owners.tolist()))
+    everyone = sorted(set(owners.tolist()))
+    rows = [everyone[i] for i in _spread(len(everyone), MAX_CLIENTS)]
+    columns = _spread(len(classes), MAX_CLASSES)
     cells = {
-        (row, k): np.flatnonzero((owners == owner) & (labels == k))
+        (row, column): np.flatnonzero((owners == owner) & (labels == label))
         for row, owner in enumerate(rows)
-        for k in range(len(classes))
+        for column, label in enumerate(columns)
     }
-    across = max(map(len, cells.values()), default=1)
-    pictures = to_pictures(images.images)
-    names = [f"client {owner}" for owner in rows]
+    most = max(map(len, cells.values()), default=1)
+    across = min(most, max(1, MAX_ACROSS // max(1, len(columns))))
+    told = _of(
+        (len(rows), len(everyone), "clients"),
+        (len(columns), len(classes), "classes"),
+        (across, most, "images a class"),
+    )
     chosen = {
-        cell: [pictures[i] for i in indices] for cell, indices in cells.items() if len(indices)
+        cell: list(to_pictures(images.images[indices[:across]]))
+        for cell, indices in cells.items()
+        if len(indices)
     }
-    _draw_cells(chosen, names, classes, path, title=title, across=across)
+    draw_table(
+        chosen,
+        [f"client {owner}" for owner in rows],
+        [classes[label] for label in columns],
+        path,
+        title=title + told,
+        across=across,
+    )
 
 
 def draw_over_rounds(folder: Path, classes: Sequence[str], path: Path) -> None:
     """Draw how a few distilled images changed over the rounds saved in ``folder``."""
-    saved = sorted(folder.glob("round_*.npz"))
-    if not saved:
-        return
-    picked = [saved[i] for i in _spread(len(saved), MAX_COLUMNS)]
-    rounds = [dict(np.load(file)) for file in picked]
+    saved = _saved_rounds(folder)
+    read = [(n, _arrays(file)) for n, file in (saved[i] for i in _spread(len(saved), MAX_COLUMNS))]
+    rounds = [arrays for _, arrays in read if arrays]
     pairs = sorted({pair for r in rounds for pair in _pairs(r)}, key=lambda p: (p[1], p[0]))
     pairs = [pairs[i] for i in _spread(len(pairs), MAX_ROWS)]
     cells: dict[tuple[int, int], list[UInt8[np.ndarray, "h w c"]]] = {}
@@ -114,20 +171,36 @@ def draw_over_rounds(folder: Path, classes: Sequence[str], path: Path) -> None:
             if len(found):
                 cells[row, column] = [saved_round["images"][found[0]]]
     names = [f"client {owner}: {classes[label]}" for owner, label in pairs]
-    columns = [str(int(file.stem.split("_")[1])) for file in picked]
+    columns = [str(number) for number, arrays in read if arrays]
     title = "Distilled images, round by round"
-    _draw_cells(cells, names, columns, path, title=title, across=1)
+    draw_table(cells, names, columns, path, title=title, across=1)
+
+
+def _saved_rounds(folder: Path) -> list[tuple[int, Path]]:
+    """Return the rounds saved in ``folder`` by number: as names, 1000 comes before 999."""
+    found = [(SAVED.fullmatch(file.name), file) for file in folder.glob("round_*.npz")]
+    return sorted((int(match[1]), file) for match, file in found if match)
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    """Return a round's arrays; none where a crash has cut the file, for one column is missed."""
+    try:
+        with np.load(file) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        return {}
 
 
 def save_images(images: SyntheticSet, path: Path) -> None:
     """Write a round's images as an ``.npz`` of uint8 images, labels and owners."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
     np.savez_compressed(
-        path,
+        file,
         images=to_pictures(images.images),
         label=images.targets.argmax(1).numpy(),
         owner=images.owner.numpy(),
     )
+    write_atomically(path, file.getvalue())
 
 
 def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -165,12 +238,14 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9)
+        for text in axes.legend(frameon=False, fontsize=9).get_texts():
+            text.set_parse_math(False)
     first = results[0]
     alpha = "" if first["alpha"] is None else f" {first['alpha']:g}"
     axes.set_title(
         f"{first['dataset']}, {first['clients']} clients, {first['partition']}{alpha}",
         fontsize=10,
+        parse_math=False,
     )
     _save(figure, path)
 
@@ -213,8 +288,18 @@ def _spread(n: int, at_most: int) -> list[int]:
     return sorted(set(np.linspace(0, n - 1, min(n, at_most)).round().astype(int).tolist()))
 
 
-def _draw_cells(
-    cells: Mapping[tuple[int, int], Sequence[Any]],
+def _of(*parts: tuple[int, int, str]) -> str:
+    """Return which (shown, all, what) is not shown whole, as an end of a title."""
+    said = [f"{shown} of {of_all} {what}" for shown, of_all, what in parts if shown < of_all]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _name(text: str) -> str:
+    return text if len(text) <= MAX_NAME else text[: MAX_NAME - 3] + "..."
+
+
+def draw_table(
+    cells: Mapping[tuple[int, int], Sequence[UInt8[np.ndarray, "h w c"]]],
     rows: Sequence[str],
     columns: Sequence[str],
     path: Path,
@@ -225,7 +310,8 @@ def _draw_cells(
     """Draw a table whose cells hold up to ``across`` small pictures side by side."""
     if not cells:
         return
-    size = next(iter(cells.values()))[0].shape[0]
+    step = -(-next(iter(cells.values()))[0].shape[0] // MAX_SIDE)
+    size = next(iter(cells.values()))[0][::step].shape[0]
     gap = max(1, size // 8)
     wide, high = across * (size + 1) + gap, size + gap
     # One mosaic, drawn once: an axes a picture would take seconds.
@@ -233,15 +319,20 @@ def _draw_cells(
     for (row, column), pictures in cells.items():
         for i, picture in enumerate(pictures[:across]):
             y, x = row * high, column * wide + i * (size + 1)
-            mosaic[y : y + size, x : x + size] = picture
+            mosaic[y : y + size, x : x + size] = picture[::step, ::step]
     inch = 0.42 / size
     figure, axes = _figure(mosaic.shape[1] * inch + 1.5, mosaic.shape[0] * inch + 0.8)
     axes.imshow(mosaic, interpolation="nearest")
     centre = (across * (size + 1)) / 2
-    axes.set_xticks([c * wide + centre for c in range(len(columns))], list(columns), fontsize=8)
-    axes.set_yticks([r * high + size / 2 for r in range(len(rows))], list(rows), fontsize=8)
+    # Names wider than their columns would run into each other.
+    longest = max((len(_name(c)) for c in columns), default=0)
+    slant: dict[str, Any] = {"rotation": 45, "ha": "left"} if longest > 6 * across + 1 else {}
+    ticks = [c * wide + centre for c in range(len(columns))]
+    axes.set_xticks(ticks, list(map(_name, columns)), **TEXT, **slant)
+    middles = [r * high + size / 2 for r in range(len(rows))]
+    axes.set_yticks(middles, list(map(_name, rows)), **TEXT)
     axes.xaxis.tick_top()
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     _frameless(axes)
     _save(figure, path)
 
@@ -263,5 +354,11 @@ def _frameless(axes: "Axes") -> None:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", facecolor="white")
+    import matplotlib
+
+    file = io.BytesIO()
+    # A font without a letter warns, and a user's own style may want LaTeX.
+    with warnings.catch_warnings(), matplotlib.rc_context({"text.usetex": False}):
+        warnings.simplefilter("ignore")
+        figure.savefig(file, format="png", bbox_inches="tight", facecolor="white")
+    write_atomically(path, file.getvalue())

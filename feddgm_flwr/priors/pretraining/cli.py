@@ -12,6 +12,8 @@ from feddgm_flwr.priors.pretraining.sources import GlyphSource, Source, read_fol
 
 COLUMNS = 20
 """Samples a class in the picture."""
+ROWS = 100
+"""Classes in the picture, at most."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     from tqdm import tqdm
 
+    from feddgm_flwr.monitoring.plots import skipping
     from feddgm_flwr.priors.pretraining.train import (
         CHECKPOINT,
         Pretraining,
@@ -76,7 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     model.half().save_pretrained(options.out)
     bank.save(options.out)
     model.float()
-    picture(lambda z: model.decode(z).sample, bank, options.out / "samples.png")
+    with skipping("samples.png"):
+        picture(lambda z: model.decode(z).sample, bank, options.out / "samples.png")
     (options.out / CHECKPOINT).unlink()
 
 
@@ -92,9 +96,11 @@ def picture(decode: Callable[[Tensor], Tensor], bank: LatentBank, path: Path) ->
     """Write samples of the prior, a row a class."""
     from PIL import Image
 
-    labels = [label for label in range(len(bank.classes)) for _ in range(COLUMNS)]
+    shown = min(len(bank.classes), ROWS)
+    labels = [label for label in range(shown) for _ in range(COLUMNS)]
     latents = bank.sample(labels, len(labels), rng=torch.Generator().manual_seed(0))
-    pixels = ((decode(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    images = torch.cat([decode(latents[i : i + COLUMNS]) for i in range(0, len(labels), COLUMNS)])
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     n, c, h, w = pixels.shape
     rows = pixels.view(n // COLUMNS, COLUMNS, c, h, w).permute(0, 3, 1, 4, 2)
     grid = rows.reshape(n // COLUMNS * h, COLUMNS * w, c).numpy()

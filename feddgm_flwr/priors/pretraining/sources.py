@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from feddgm_flwr.data.names import files_under, folders_in, plain, wrong_names
+from feddgm_flwr.data.pictures import read_picture
 from feddgm_flwr.priors.pretraining.fonts import CLASSES, GREEK, Masters, masters
 from feddgm_flwr.priors.pretraining.ink import Hand, draw
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 @runtime_checkable
@@ -127,37 +127,36 @@ class FolderSource:
 
 
 def read_folder(folder: Path, *, channels: int, size: int) -> FolderSource:
-    """Return the images of ``folder/<class>/*``, centre-cropped and resized.
+    """Return the images of ``folder/<class>/**``, read as clients read theirs.
 
     Raises
     ------
     ValueError
-        The folder holds no class with an image.
+        The folder holds no class with an image, or a file that is none.
     """
-    names = tuple(sorted(p.name for p in folder.glob("*") if p.is_dir()))
-    files = [
-        (path, label)
-        for label, name in enumerate(names)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
+    try:
+        homes = folders_in(folder)
+        names = tuple(plain(home.name) for home in homes)
+        files = [(path, label) for label, home in enumerate(homes) for path in files_under(home)]
+    except OSError as error:
+        raise ValueError(
+            f"--images {folder} must be a folder that can be read, got: {error.strerror}; "
+            "correct it or allow it to be read"
+        ) from error
+    if said := wrong_names(names):
+        raise ValueError(f"folders of --images {folder} must {said}; rename or join them")
     if len({label for _, label in files}) != len(names) or not names:
         raise ValueError(
             f"--images {folder} must hold one folder a class with at least one image in"
             f" each, found classes {list(names)} with {len(files)} images; add images"
             " or remove empty folders"
         )
-    pixels = np.stack([_read(path, channels=channels, size=size) for path, _ in files])
+    pixels = np.empty((len(files), channels, size, size), np.uint8)
+    for row, (path, _) in enumerate(files):
+        picture = read_picture(path, channels=channels, size=size)
+        pixels[row] = picture.pixels.transpose(2, 0, 1)
     targets = torch.tensor([label for _, label in files])
-    return FolderSource(torch.from_numpy(pixels).permute(0, 3, 1, 2), targets, names)
-
-
-def _read(path: Path, *, channels: int, size: int) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        square = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size))
-    return np.asarray(square).reshape(size, size, channels)
+    return FolderSource(torch.from_numpy(pixels), targets, names)
 
 
 def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
