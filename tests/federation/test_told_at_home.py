@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +12,12 @@ from PIL import Image
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.state import RoundReport
+from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.federation import folder as run_folder
 from feddgm_flwr.federation.device import Device, ToldAtHomeError, told_at_home
 from feddgm_flwr.federation.messages import REASON_LENGTH, Rejection, harmless, parse_identity
+from feddgm_flwr.monitoring.results import Results
 
 
 def device(run_config=(), **node_config):
@@ -114,20 +118,15 @@ def test_no_picture_ends_a_run(tmp_path, monkeypatch, caplog, name):
     monkeypatch.setattr(f"feddgm_flwr.monitoring.plots.{name}", broken)
     config, told = RunConfig(), []
 
-    class Report:
-        fresh = (1, 2)
-
-    class Results:
-        def to_dict(self):
-            return {}
-
+    some = torch.zeros(1, 1, 28, 28), torch.eye(10)[:1], torch.ones(1), torch.zeros(1).long()
+    report = RoundReport((), SyntheticSet(*some))
     match name:
         case "draw_ownership":
             run_folder.draw_owners(config, SPEC, 3, tmp_path)
         case "draw_accuracy":
-            run_folder.draw_results(Results(), tmp_path)
+            run_folder.draw_results(Results.of(config), tmp_path)
         case "draw_round":
-            run_folder.draw_round(tmp_path, SPEC, told.append)(1, Report())
+            run_folder.draw_round(tmp_path, SPEC, told.append)(1, report)
     assert told == []
     [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert "no font" in record.message
