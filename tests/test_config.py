@@ -37,6 +37,7 @@ KNOWN = settings()
 DEFAULTS = {key: declared.default for key, declared in KNOWN.items()}
 # Looked up once: the type checks of a call draw from ``random``, which a strategy must not.
 ONLY = {key: declared.only for key, declared in KNOWN.items()}
+AUGMENTS_EXPECTED = f"\"\" or names of {tuple(sorted(DRAWS))} joined by '_', after 'one:' or not"
 RECIPES = {"feddgm": {}, "paper": recipe_values()}
 
 
@@ -169,7 +170,7 @@ def test_what_is_said_beats_the_recipe():
 
 
 def test_the_paper_recipe_is_the_authors_settings():
-    every = "color_crop_cutout_flip_scale_rotate"
+    every = "one:color_crop_cutout_flip_scale_rotate"
     assert recipe_values() == {
         "client.epochs": 20,
         "client.lr": 0.01,
@@ -373,7 +374,7 @@ def test_a_fraction_that_is_no_number_is_refused(key, value):
         ("method", "fedsgd", f"one of {methods.names()}"),
         ("method", "", f"one of {methods.names()}"),
         *[
-            (f"{section}.augment", wrong, f"\"\" or names of {tuple(sorted(DRAWS))} joined by '_'")
+            (f"{section}.augment", wrong, AUGMENTS_EXPECTED)
             for section in ("client", "distill", "union", "global-model")
             for wrong in ("color_blur", "color__flip", "flips", "_", "Flip")
         ],

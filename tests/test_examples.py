@@ -3,9 +3,12 @@
 import runpy
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.slow
 def test_one_round_is_algorithm_1_in_thirty_lines_and_teaches_something(capsys):
     script = EXAMPLES / "one_round.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 30

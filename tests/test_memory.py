@@ -27,6 +27,7 @@ print(inside, held - resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="what glibc does")
 def test_freed_memory_is_used_again_and_handed_back_at_the_end():
     command = [sys.executable, "-c", PROBE]

@@ -88,6 +88,7 @@ def surrogate_at(start, seed):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fresh", "prior"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_absent_class_is_owned_whatever_the_training(start, seed):
@@ -153,7 +154,8 @@ def test_gradients_that_press_down_never_raise_an_entry_beyond_the_bound(
     for push in pushes.tolist():
         buffer = momentum * buffer + push + decay * p
         p -= 0.05 * buffer
-    assert p - entry <= bound * abs(entry) + 1e-12
+    # Where decay oscillates the bound is infinite, and nothing is claimed, not even of a zero.
+    assert math.isinf(bound) or p - entry <= bound * abs(entry) + 1e-12
 
 
 def test_the_bound_is_the_old_one_without_momentum_but_for_rounding():

@@ -157,7 +157,7 @@ def test_keys_are_dotted_and_kebab_case():
         (
             lambda: ClientConfig(augment="blur"),
             "client.augment must be \"\" or names of ('color', 'crop', 'cutout', 'flip', "
-            "'rotate', 'scale') joined by '_', got 'blur'; change it with -c",
+            "'rotate', 'scale') joined by '_', after 'one:' or not, got 'blur'; change it with -c",
         ),
     ],
 )

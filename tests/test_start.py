@@ -2,6 +2,7 @@
 
 import logging
 
+import pytest
 import torch
 import toy
 from toy import quiet, same
@@ -70,6 +71,7 @@ def test_random_weights_are_fresh_even_where_the_prior_could_teach():
     assert same(start(server), fresh(server))
 
 
+@pytest.mark.slow
 def test_the_control_is_what_the_start_from_the_prior_is():
     server = toy.under(toy.server(**PRIOR), toy.Telling())
     control = control_state(server.config, server.tools, fresh(server), quiet)

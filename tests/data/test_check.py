@@ -195,6 +195,7 @@ def test_the_check_and_a_client_agree(home, capsys, spoil):
     assert takes == (spoil is None)
 
 
+@pytest.mark.slow
 def test_the_command_imports_no_flower_and_says_names_in_any_terminal(home):
     put(home / "train" / "Käse 猫" / "0.png")
     program = (

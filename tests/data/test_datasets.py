@@ -120,6 +120,7 @@ def test_spec_of_own_data_is_as_configured(folder):
     assert (spec.mean, spec.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
+@pytest.mark.slow
 def test_reading_imports_none_of_the_heavy_packages():
     program = (
         "import sys\n"

@@ -82,6 +82,7 @@ def test_a_dollar_sign_begins_no_formula(tmp_path):
     assert width("$aaaaaaaa_{bbbbbbbb}$") > width("aaaaaaaabbbbbbbb") + 20
 
 
+@pytest.mark.slow
 def test_hundreds_of_clients_and_classes_are_drawn_in_bounds(tmp_path, monkeypatch):
     heard = titles(monkeypatch)
     names = tuple(f"class {k}" for k in range(1000))

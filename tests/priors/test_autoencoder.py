@@ -195,6 +195,7 @@ def test_a_foreign_class_is_named(tmp_path):
         prior_at(tmp_path)
 
 
+@pytest.mark.slow
 def test_importing_generators_does_not_import_diffusers():
     code = "import sys, feddgm_flwr.priors; assert 'diffusers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

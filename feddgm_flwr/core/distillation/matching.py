@@ -183,7 +183,9 @@ def _unit(lr: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], float]:
     Elsewhere the two are ``lr`` and 1. The slope <g, lambda> does not depend on the rate, but
     cannot be had by dividing by a rate of zero, or by one so small that it rounds the pull away.
     """
-    rate = float(lr)  # the one look of the call: asking a GPU at every step would make it wait
+    rate = float(
+        lr.detach()
+    )  # the one look of the call: asking a GPU at every step would make it wait
     return (lr, 1.0) if abs(rate) >= LEAST_RATE else (torch.ones_like(lr), rate)
 
 
