@@ -51,6 +51,8 @@ def federate(
             side.state,
             num_classes=spec.num_classes,
             prior=side.prior,
+            partitions=side.partitions,
+            num_threads=side.num_threads,
             results=side.results,
             out_dir=folder,
             emit=log.emit,

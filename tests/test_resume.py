@@ -1,17 +1,23 @@
 """Laws of resuming: the uninterrupted run bit for bit, and none but the same run goes on."""
 
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from inline_grid import simulated
 from inprocess_run import events_of, power_cut, run, said, same_models
 
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.priors.glyphs import shipped
+
+HERE = Path(__file__).parent
 
 GLYPHS = {
     "method": "fedavg",
@@ -112,6 +118,7 @@ def test_where_and_how_fast_may_change(changed, one_round, copied):
         ({"method": "fedprox"}, "method = 'fedprox' (was 'fedavg')"),
         ({"fedprox__mu": 0.5}, "fedprox.mu = 0.5 (was 0.01)"),
         ({"rounds__fraction_train": 0.5}, "rounds.fraction-train = 0.5 (was 1.0)"),
+        ({"client__threads": 2}, "client.threads = 2 (was 1)"),
         ({"client__checkpoints": 1}, "client.checkpoints = 1 (was 0)"),
         ({"distill__distance": "cosine"}, "distill.distance = 'cosine' (was 'endpoint')"),
         ({"prior__kind": "glyphs"}, "prior.kind = 'glyphs' (was 'pixel')"),
@@ -159,11 +166,65 @@ def test_another_prior_is_refused_in_one_sentence(from_prior, copied, tmp_path, 
     assert events_of(folder)[-1]["status"] == "failed"
 
 
-def test_a_checkpoint_of_the_first_format_is_refused_in_one_sentence(one_round, copied, caplog):
+def test_a_checkpoint_of_another_version_is_refused_in_one_sentence(one_round, copied, caplog):
     folder = copied(one_round)
-    plain = torch.load(folder / checkpoint.FILE, weights_only=True)
-    torch.save({**plain, "format": 1}, folder / checkpoint.FILE)
-    with pytest.raises(ValueError, match=r"must be of format 2, got 1; .* start a new run"):
+    torch.save({"format": 1}, folder / checkpoint.FILE)
+    with pytest.raises(ValueError, match="needs a sound checkpoint"):
         run(folder, method="fedavg", clients=2, resume=True)
     [line] = said(caplog, logging.ERROR)
-    assert "another version of this project" in line
+    assert "of another kind or version" in line
+
+
+def test_a_damaged_checkpoint_costs_one_round_and_no_bit(tmp_path):
+    how = {"clients": 2, "distill__labels": "soft"}
+    whole = run(tmp_path / "whole", num_server_rounds=3, **how)
+    run(tmp_path / "cut", num_server_rounds=2, **how)
+    newest = tmp_path / "cut" / checkpoint.FILE
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed = run(tmp_path / "cut", num_server_rounds=3, resume=True, **how)
+    assert resumed.numbers() == whole.numbers()
+    assert same_models(resumed.models, whole.models)
+
+
+def test_a_run_goes_on_with_as_many_clients_as_it_began_with(one_round, copied):
+    how = {"method": "fedavg", "num_server_rounds": 2, "resume": True}
+    with pytest.raises(ValueError, match=r"divided into 2 parts, .* num-partitions = 3; start 2"):
+        run(copied(one_round), clients=3, **how)
+
+
+def test_nodes_that_contradict_each_other_begin_nothing(tmp_path):
+    nodes = [
+        {"partition-id": 0, "num-partitions": 2},
+        {"partition-id": 1, "num-partitions": 3},
+    ]
+    with pytest.raises(ValueError, match="must be the same for all nodes, got 2 and 3"):
+        run(tmp_path / "run", nodes=nodes, method="fedavg")
+
+
+def test_one_node_that_contradicts_the_others_is_left_out(tmp_path, caplog):
+    nodes = [*simulated(2), {"partition-id": 2, "num-partitions": 9}]
+    ended = run(tmp_path / "run", nodes=nodes, method="fedavg", num_server_rounds=1)
+    assert ended.of("round-start")[0]["clients"] == [0, 1]
+    assert "is left out: it says num-partitions = 9, the others 2" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_machine_with_other_cores_goes_on_with_the_same_run(tmp_path):
+    """The threads are those of the machine that began, whatever the next one has."""
+
+    def on(cores, folder, rounds, resume):
+        code = (
+            "from pathlib import Path; import sys; from inprocess_run import run; "
+            f"run(Path(sys.argv[1]), clients=2, num_server_rounds={rounds}, resume={resume}, "
+            "global_model__names='convnet', global_model__epochs=1)"
+        )
+        env = {**os.environ, "OMP_NUM_THREADS": str(cores), "PYTHONPATH": str(HERE)}
+        command = [sys.executable, "-c", code, str(folder)]
+        subprocess.run(command, cwd=HERE.parent, env=env, check=True, capture_output=True)
+        models = sorted((folder / "models").glob("*.safetensors"))
+        return {m.stem: safetensors.torch.load_file(m) for m in models}
+
+    whole = on(2, tmp_path / "whole", 2, False)
+    on(2, tmp_path / "parts", 1, False)
+    assert same_models(on(1, tmp_path / "parts", 2, True), whole)
+    assert not same_models(on(1, tmp_path / "other", 2, False), whole), "threads decide nothing?"

@@ -39,9 +39,9 @@ class ClientConfig(TrainConfig):
     )
     threads: int = setting(
         1,
-        "CPU threads of one client; 1 keeps simulated clients from fighting for cores.",
+        "CPU threads of one client, which decide the last bits of its training; 1 keeps simulated "
+        "clients from fighting for cores.",
         ge=1,
-        may_differ=True,
     )
     device: str = setting("auto", "`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
 

@@ -1,11 +1,13 @@
 """A run on disk after every round: ``resume`` is the uninterrupted run, bit for bit.
 
 A checkpoint holds tensors and plain values only and is read with ``weights_only=True``:
-a file from elsewhere cannot run code. Randomness is derived from (seed, round,
+a file from elsewhere cannot run code. A checksum stands before them, and the checkpoint before the
+newest is kept, so that a damaged file costs one round. Randomness is derived from (seed, round,
 partition id), so there is no generator to save.
 """
 
 import io
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,14 @@ from feddgm_flwr.config import may_differ
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.core.synthetic import Latents, SyntheticSet
-from feddgm_flwr.monitoring.files import write_atomically
+from feddgm_flwr.files import seal, unseal
 
-FILE = "checkpoint.pt"
-FORMAT = 2
+logger = logging.getLogger(__name__)
+
+FILE = "checkpoint.feddgm"
+PREVIOUS = "checkpoint.previous.feddgm"
+KIND = "feddgm checkpoint 3"
+"""What a file begins with; then its checksum, and the rest as ``torch.save`` writes it."""
 
 
 @dataclass(frozen=True)
@@ -35,49 +41,76 @@ class Checkpoint:
         The resolved settings, flat.
     prior
         Fingerprint of the prior, "" without one: it may have moved, not changed.
+    partitions
+        Parts that the data are divided into; 0 where devices have data of their own.
+    threads
+        CPU threads of the server's own computing, which decide its last bits.
     """
 
     state: ServerState
     results: dict[str, Any]
     config: dict[str, Scalar]
     prior: str
+    partitions: int
+    threads: int
 
 
 def save(out_dir: Path, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint of ``out_dir``."""
+    """Write the checkpoint of ``out_dir``; the one that was newest until now is kept beside it."""
     plain = {
-        "format": FORMAT,
         "state": _plain_state(checkpoint.state),
         "results": checkpoint.results,
         "config": checkpoint.config,
         "prior": checkpoint.prior,
+        "partitions": checkpoint.partitions,
+        "threads": checkpoint.threads,
     }
     buffer = io.BytesIO()
     torch.save(plain, buffer)
-    write_atomically(out_dir / FILE, buffer.getvalue())
+    newest = out_dir / FILE
+    if newest.exists():
+        newest.replace(out_dir / PREVIOUS)
+    seal(newest, KIND, buffer.getvalue())
+
+
+def is_there(out_dir: Path) -> bool:
+    """Whether ``out_dir`` holds a run."""
+    return (out_dir / FILE).exists() or (out_dir / PREVIOUS).exists()
 
 
 def load(out_dir: Path) -> Checkpoint:
-    """Return the checkpoint of ``out_dir``.
+    """Return the newest sound checkpoint of ``out_dir``.
 
     Raises
     ------
     ValueError
-        There is none, or it is of another format.
+        There is none.
     """
-    path = out_dir / FILE
-    if not path.is_file():
+    if not is_there(out_dir):
         raise ValueError(
-            f"resume = true needs a checkpoint in out-dir, got none at {path}; "
+            f"resume = true needs a checkpoint in out-dir, got none in {out_dir}; "
             "run with resume = false, or point out-dir at the run to go on with"
         )
-    plain = torch.load(path, weights_only=True, map_location="cpu")
-    if plain.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} must be of format {FORMAT}, got {plain.get('format')!r}; it is from "
-            "another version of this project, so start a new run"
-        )
-    return Checkpoint(_state(plain["state"]), plain["results"], plain["config"], plain["prior"])
+    broken = []
+    for name in (FILE, PREVIOUS):
+        try:
+            found = _read(out_dir / name)
+        except (OSError, ValueError) as error:
+            broken.append(str(error))
+            continue
+        for reason in broken:
+            logger.warning("%s; going on from the checkpoint before it", reason)
+        return found
+    raise ValueError(
+        f"resume = true needs a sound checkpoint in out-dir, got {' and '.join(broken)}; "
+        "restore one from a copy, or start a new run in another out-dir"
+    )
+
+
+def _read(path: Path) -> Checkpoint:
+    payload = unseal(path, KIND)
+    plain = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    return Checkpoint(**plain | {"state": _state(plain["state"])})
 
 
 def check_same_run(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> None:

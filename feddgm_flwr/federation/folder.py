@@ -14,8 +14,8 @@ from feddgm_flwr.data.partition import counts, partition
 from feddgm_flwr.events import Emit, ImagesDrawn
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.server_data import server_images
+from feddgm_flwr.files import write_atomically
 from feddgm_flwr.monitoring import plots
-from feddgm_flwr.monitoring.files import write_atomically
 from feddgm_flwr.monitoring.results import Results
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def run_folder(config: RunConfig) -> Path:
             f"out-dir must be an absolute path, got {config.out_dir!r}, because the ServerApp "
             "runs in a folder of Flower's choice; write the whole path"
         )
-    if (folder / checkpoint.FILE).exists() and not config.resume:
+    if checkpoint.is_there(folder) and not config.resume:
         raise ValueError(
             f"out-dir must be a new folder, got {config.out_dir!r}, which holds a run; "
             "go on with that run by resume = true, or name another folder"

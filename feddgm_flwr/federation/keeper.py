@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.distillation.engine import threads
 from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.params import all_finite
 from feddgm_flwr.core.seeding import derive
@@ -101,6 +102,10 @@ class RoundKeeper(Strategy):
         Of the data set.
     prior
         Fingerprint of the prior, "" without one; it goes into the checkpoint.
+    partitions
+        Parts that the data were divided into before a resume; 0 where that is not known.
+    num_threads
+        CPU threads of the server's own computing.
     out_dir
         The run folder; gets ``result.json`` and the checkpoint after every round.
     show
@@ -115,6 +120,8 @@ class RoundKeeper(Strategy):
         *,
         num_classes: int,
         prior: str,
+        partitions: int,
+        num_threads: int,
         results: Results,
         out_dir: Path,
         emit: Emit,
@@ -125,8 +132,11 @@ class RoundKeeper(Strategy):
         self.state, self.results, self._prior = state, results, prior
         self._out_dir, self._emit, self._score, self._show = out_dir, emit, score, show
         self.roster = Roster(
-            min_clients=config.rounds.min_clients, wait_s=config.rounds.node_wait_s
+            min_clients=config.rounds.min_clients,
+            wait_s=config.rounds.node_wait_s,
+            partitions=partitions,
         )
+        self._threads = num_threads
         self._done_before = state.server_round
         self._round = _Round(0, 0.0, {}, [])
 
@@ -239,9 +249,10 @@ class RoundKeeper(Strategy):
 
     def _advance(self, screened: Screened) -> None:
         """Take the method's next state, unless it is broken."""
-        state, report = self._half.advance(
-            self.state, screened.updates, population=self.roster.population
-        )
+        with threads(self._threads):
+            state, report = self._half.advance(
+                self.state, screened.updates, population=self.roster.population
+            )
         if not all(map(all_finite, (state.surrogate, *state.global_models.values()))):
             self._round.kept = "the new one holds NaN or infinity"
             return
@@ -311,7 +322,7 @@ class RoundKeeper(Strategy):
         if server_round == 0 and self._done_before:
             return None
         number = self._round.number
-        with phase("score", number, self._emit):
+        with phase("score", number, self._emit), threads(self._threads):
             scores = self._score(self.state)
         self._emit(Scored(round=number, **asdict(scores)))
         if server_round == 0:
@@ -361,6 +372,8 @@ class RoundKeeper(Strategy):
                 results=self.results.to_dict(),
                 config=self._config.flat(),
                 prior=self._prior,
+                partitions=self.roster.num_partitions,
+                threads=self._threads,
             ),
         )
 

@@ -282,6 +282,10 @@ def parse_identity(message: Message) -> Identity | Rejection:
             f"{PARTITION_ID} and {NUM_PARTITIONS} must be whole numbers >= 0, got "
             f"{partition_id!r} and {count!r}"
         )
+    if count and partition_id >= count:
+        return Rejection(
+            f"{PARTITION_ID} must be below {NUM_PARTITIONS} = {count}, got {partition_id}"
+        )
     return Identity(int(partition_id), int(count))
 
 

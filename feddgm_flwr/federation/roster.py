@@ -38,10 +38,13 @@ class Roster:
         Clients that must be online.
     wait_s
         Longest wait for them, each time.
+    partitions
+        Parts that the data are divided into, if that is known; else most nodes decide.
     """
 
-    def __init__(self, *, min_clients: int, wait_s: float) -> None:
+    def __init__(self, *, min_clients: int, wait_s: float, partitions: int = 0) -> None:
         self._min_clients, self._wait_s = min_clients, wait_s
+        self._partitions = partitions
         self._known: dict[int, Identity] = {}
         self._asked: Counter[int] = Counter()
         self._warned: set[tuple[int, int]] = set()
@@ -63,6 +66,8 @@ class Roster:
         ------
         TooFewClientsError
             Fewer than ``min_clients`` after ``wait_s``.
+        ValueError
+            The nodes speak of another division of the data than the run, or of several.
         """
         deadline = time.monotonic() + self._wait_s
         while True:
@@ -70,6 +75,7 @@ class Roster:
             new = [n for n in nodes if n not in self._known and self._asked[n] < ATTEMPTS]
             if new:
                 self._ask(new, grid, timeout_s=max(POLL_S, deadline - time.monotonic()))
+            self._agree()
             online = self._by_partition(set(nodes))
             if len(online) >= self._min_clients:
                 return online
@@ -101,6 +107,37 @@ class Roster:
                 logger.warning("node %d is left out: %s", node, answer.reason)
             else:
                 self._known[node] = answer
+
+    def _agree(self) -> None:
+        """Settle into how many parts the data are divided; who says otherwise is left out."""
+        said = Counter(i.num_partitions for i in self._known.values() if i.num_partitions)
+        if not said:
+            return
+        (first, votes), *others = said.most_common()
+        if not self._partitions:
+            if others and others[0][1] == votes:
+                raise ValueError(
+                    "node-config num-partitions must be the same for all nodes, got "
+                    f"{' and '.join(map(str, sorted(said)))}; start every SuperNode with the "
+                    "number of clients"
+                )
+            self._partitions = first
+        elif self._partitions not in said:
+            raise ValueError(
+                f"this run's data are divided into {self._partitions} parts, and the nodes say "
+                f"num-partitions = {first}; start {self._partitions} clients as before, or a new "
+                "run in another out-dir"
+            )
+        for node, identity in list(self._known.items()):
+            if identity.num_partitions not in (0, self._partitions):
+                logger.error(
+                    "node %d is left out: it says num-partitions = %d, the others %d",
+                    node,
+                    identity.num_partitions,
+                    self._partitions,
+                )
+                del self._known[node]
+                self._asked[node] = ATTEMPTS
 
     def _by_partition(self, nodes: set[int]) -> dict[int, int]:
         """Return the online nodes by partition id; of two that claim one, the first known."""

@@ -34,6 +34,11 @@ class ServerSide:
     ----------
     state, results
         Round 0's, or the checkpoint's.
+    partitions
+        Parts that the data were divided into before a resume, else 0.
+    num_threads
+        CPU threads of the server's own computing; they decide its last bits, so a run keeps the
+        number that it began with.
     taught
         The models that the prior taught for the start of this very run, else None.
     """
@@ -44,6 +49,8 @@ class ServerSide:
     state: ServerState
     results: Results
     scorer: Scorer
+    partitions: int
+    num_threads: int
     taught: ServerState | None
 
     @property
@@ -60,6 +67,8 @@ def server_side(
     saved = checkpoint.load(folder) if config.resume else None
     if saved is not None:
         checkpoint.check_same_run(saved.config, config.flat())
+    num_threads = saved.threads if saved else config.server.threads or torch.get_num_threads()
+    torch.set_num_threads(num_threads)
     begin(config, spec, device, emit, done=0 if saved is None else saved.state.server_round)
     tools = build_tools(config, spec, device)
     say_what_is_missing(config, tools)
@@ -79,7 +88,10 @@ def server_side(
         taught = state if saved is None and config.starts_from_prior else None
         if not config.makes_images:
             state = replace(state, global_models={})
-        side = ServerSide(config, tools, half, state, results, scorer, taught)
+        partitions = saved.partitions if saved else 0
+        side = ServerSide(
+            config, tools, half, state, results, scorer, partitions, num_threads, taught
+        )
         if saved is not None:
             checkpoint.check_same_prior(saved.prior, side.prior)
         yield side

@@ -52,3 +52,10 @@ class ServerConfig(Settings):
     device: str = setting(
         "auto", "As `client.device`, for all that the server computes: it distils, trains, scores."
     )
+    threads: int = setting(
+        0,
+        "CPU threads with which the server trains and scores (distillation takes one a client); "
+        "they decide the last bits. 0 is one a core of the machine that begins the run; a resumed "
+        "run keeps their number.",
+        ge=0,
+    )

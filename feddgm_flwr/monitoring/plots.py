@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from feddgm_flwr.core.synthetic import SyntheticSet
-from feddgm_flwr.monitoring.files import write_atomically
+from feddgm_flwr.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.monitoring.files import write_atomically
+from feddgm_flwr.files import write_atomically
 
 PACKAGES = ("feddgm-flwr", "flwr", "torch", "torchvision", "diffusers", "numpy")
 

@@ -1,5 +1,10 @@
 """Laws of the checkpoint: what is saved comes back bit for bit, and only the same run goes on."""
 
+import io
+import logging
+import random
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +12,7 @@ from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.core.synthetic import Latents, SyntheticSet
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.checkpoint import Checkpoint
+from feddgm_flwr.files import seal
 
 STATE = ServerState(
     server_round=4,
@@ -25,7 +31,7 @@ STATE = ServerState(
         "clients": {7: {"a": torch.randn(2, 2).double()}, 1: {"a": torch.zeros(2, 2)}},
     },
 )
-CONFIG = {"num-server-rounds": 5, "seed": 0, "client.lr": 0.1, "client.threads": 1}
+CONFIG = {"num-server-rounds": 5, "seed": 0, "client.lr": 0.1, "rounds.min-clients": 1}
 
 
 def same(a, b):
@@ -38,11 +44,81 @@ def same(a, b):
     return same(vars(a), vars(b)) if hasattr(a, "__dict__") else a == b
 
 
+SAVED = Checkpoint(STATE, {"rounds": [{"round": 1}]}, CONFIG, "0123456789abcdef", 5, 2)
+
+
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    saved = Checkpoint(STATE, {"rounds": [{"round": 1}]}, CONFIG, "0123456789abcdef")
-    checkpoint.save(tmp_path, saved)
-    assert same(checkpoint.load(tmp_path), saved)
+    checkpoint.save(tmp_path, SAVED)
+    assert same(checkpoint.load(tmp_path), SAVED)
     assert [f.name for f in tmp_path.iterdir()] == [checkpoint.FILE]
+
+
+def twice(folder):
+    """Save two checkpoints into ``folder``; return the first."""
+    first = replace(SAVED, state=replace(STATE, server_round=3))
+    checkpoint.save(folder, first)
+    checkpoint.save(folder, SAVED)
+    return first
+
+
+DAMAGES = {
+    "empty": lambda data, rng: b"",
+    "cut": lambda data, rng: data[: rng.randrange(len(data))],
+    "a byte short": lambda data, rng: data[:-1],
+    "a byte more": lambda data, rng: data + b"\0",
+    "text": lambda data, rng: b"not a checkpoint",
+    "torch's own": lambda data, rng: data[data.index(b"PK") :],
+    **{
+        f"flipped {n}": lambda data, rng, n=n: flipped(data, rng.sample(range(len(data)), n))
+        for n in (1, 64)
+    },
+}
+
+
+def flipped(data, places):
+    data = bytearray(data)
+    for place in places:
+        data[place] ^= 0xFF
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_costs_one_round_or_is_refused_in_a_sentence(
+    how, seed, tmp_path, caplog
+):
+    first = twice(tmp_path)
+    newest, rng = tmp_path / checkpoint.FILE, random.Random(seed)
+    newest.write_bytes(DAMAGES[how](newest.read_bytes(), rng))
+    with caplog.at_level(logging.WARNING, "feddgm_flwr"):
+        assert same(checkpoint.load(tmp_path), first)
+    assert "going on from the checkpoint before it" in caplog.text
+    (tmp_path / checkpoint.PREVIOUS).unlink()
+    with pytest.raises(ValueError, match=r"needs a sound checkpoint in out-dir, got .*; restore"):
+        checkpoint.load(tmp_path)
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    checkpoint.save(tmp_path, SAVED)
+    file = tmp_path / checkpoint.FILE
+    whole = file.read_bytes()
+    for place in [*range(80), *range(80, len(whole), 97)]:
+        file.write_bytes(flipped(whole, [place]))
+        with pytest.raises(ValueError, match="which is damaged"):
+            checkpoint.load(tmp_path)
+
+
+def test_a_crash_between_two_files_leaves_the_one_before(tmp_path):
+    first = twice(tmp_path)
+    (tmp_path / checkpoint.FILE).unlink()
+    assert checkpoint.is_there(tmp_path)
+    assert same(checkpoint.load(tmp_path), first)
+
+
+def test_a_folder_in_its_place_is_no_checkpoint(tmp_path):
+    (tmp_path / checkpoint.FILE).mkdir()
+    with pytest.raises(ValueError, match="needs a sound checkpoint"):
+        checkpoint.load(tmp_path)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
@@ -50,25 +126,20 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
         def __reduce__(self):
             return (print, ("caught",))
 
-    torch.save({"format": 1, "state": Trap()}, tmp_path / checkpoint.FILE)
+    buffer = io.BytesIO()
+    torch.save({"state": Trap()}, buffer)
+    seal(tmp_path / checkpoint.FILE, checkpoint.KIND, buffer.getvalue())
     with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         checkpoint.load(tmp_path)
 
 
-def test_another_format_is_refused(tmp_path):
-    for other in (1, 99, None):
-        torch.save({"format": other}, tmp_path / checkpoint.FILE)
-        with pytest.raises(ValueError, match=f"format 2, got {other}; .* start a new run"):
-            checkpoint.load(tmp_path)
-
-
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"needs a checkpoint in out-dir, got none at .*\.pt"):
+    with pytest.raises(ValueError, match=f"needs a checkpoint in out-dir, got none in {tmp_path}"):
         checkpoint.load(tmp_path)
 
 
 def test_only_where_and_how_fast_may_differ():
-    checkpoint.check_same_run(CONFIG, CONFIG | {"num-server-rounds": 9, "client.threads": 2})
+    checkpoint.check_same_run(CONFIG, CONFIG | {"num-server-rounds": 9, "rounds.min-clients": 2})
     with pytest.raises(ValueError, match=r"client.lr = 0.5 \(was 0.1\), seed = 1 \(was 0\)"):
         checkpoint.check_same_run(CONFIG, CONFIG | {"seed": 1, "client.lr": 0.5})
     with pytest.raises(ValueError, match=r"num-server-rounds = 4 \(was 5\)"):

@@ -59,6 +59,8 @@ class Kept:
             self.first if after is None else after.state,
             num_classes=DIGITS.num_classes,
             prior="fingerprint",
+            partitions=0,
+            num_threads=1,
             results=Results.of(config) if after is None else after.results,
             out_dir=folder,
             emit=self.told.append,

@@ -8,8 +8,8 @@ import torch
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.synthetic import SyntheticSet
+from feddgm_flwr.files import write_atomically
 from feddgm_flwr.monitoring import compare, plots
-from feddgm_flwr.monitoring.files import write_atomically
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
 
 ISSUE_KEYS = {

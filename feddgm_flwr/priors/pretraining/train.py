@@ -4,6 +4,7 @@ Step k draws its batch from a generator keyed by k, so that a run that was cut o
 resumed ends where the uninterrupted one ends, bit for bit on one thread count.
 """
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,10 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from feddgm_flwr.core.seeding import derive, derive_seed
+from feddgm_flwr.files import DamagedError, seal, unseal
 from feddgm_flwr.priors.bank import LatentBank
 from feddgm_flwr.priors.pretraining.sources import Source
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.feddgm"
+KIND = "feddgm pretraining 1"
 SAVE_EVERY = 250
 BANK_BYTES = 1_600_000
 """Room for the bank at a byte a number: weights and bank together stay under 2 MB."""
@@ -134,9 +137,9 @@ def _save(
         "run": _identity(config, source), "step": step,
         "model": model.state_dict(), "optimizer": optimizer.state_dict(),
     }  # fmt: skip
-    partial = folder / (CHECKPOINT + ".part")
-    torch.save(state, partial)
-    partial.replace(folder / CHECKPOINT)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    seal(folder / CHECKPOINT, KIND, buffer.getvalue())
 
 
 def _resume(
@@ -146,7 +149,12 @@ def _resume(
     path = folder / CHECKPOINT
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(unseal(path, KIND)), weights_only=True)
+    except DamagedError as error:
+        raise ValueError(
+            f"pretraining cannot go on from {error}; delete it to begin anew, or give another --out"
+        ) from error
     if state["run"] != _identity(config, source):
         raise ValueError(
             f"{path} is of another run: {state['run']}; give the same options, another"
