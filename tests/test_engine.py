@@ -11,7 +11,7 @@ import torch
 import toy
 
 from feddgm_flwr.core.algorithm import apply_round, distill_job
-from feddgm_flwr.core.distillation.engine import ProcessEngine, SerialEngine
+from feddgm_flwr.core.distillation.engine import ProcessEngine, SerialEngine, own_cores
 from feddgm_flwr.core.distillation.telling import distilled
 from feddgm_flwr.events import Distilled, DistillProgress
 
@@ -123,3 +123,12 @@ def test_workers_end_with_a_server_that_is_killed(tmp_path):
         said, _ = server.communicate(timeout=60)
     assert len(said.split()) == 2
     assert server.returncode == -signal.SIGKILL
+
+
+def test_cores_are_counted_where_the_system_does_not_say_which_are_ours(monkeypatch):
+    assert own_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert own_cores() == 7
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert own_cores() == 1

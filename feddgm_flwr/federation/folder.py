@@ -1,6 +1,7 @@
 """The run's folder: which one it is, and the pictures and models that a run leaves there."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,29 @@ logger = logging.getLogger(__name__)
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Return the run's folder.
+    """Return the run's folder, which is there and can be written.
+
+    Raises
+    ------
+    ValueError
+        It is relative, cannot be written, or holds another run that would be lost.
+    """
+    folder = named_folder(config)
+    try:
+        if not config.resume:
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / ".writable", b"")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(
+            f"out-dir must be a folder that can be written, got {str(folder)!r} "
+            f"({error.strerror or error}); name another by -c 'out-dir=\"/path\"'"
+        ) from error
+    return folder
+
+
+def named_folder(config: RunConfig) -> Path:
+    """Return the folder that ``config`` names, or a new one under the user's home.
 
     Raises
     ------
@@ -33,7 +56,7 @@ def run_folder(config: RunConfig) -> Path:
         if config.resume:
             raise ValueError("resume = true needs out-dir, got ''; name the run's folder")
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-{config.seed}"
-        return Path.home() / "feddgm-runs" / name
+        return Path(os.path.expanduser("~")) / "feddgm-runs" / name  # noqa: PTH111 (never raises)
     folder = Path(config.out_dir)
     if not folder.is_absolute():
         raise ValueError(

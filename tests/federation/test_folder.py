@@ -2,7 +2,6 @@
 
 import logging
 import re
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -22,7 +21,7 @@ def configured(**said):
 
 
 def test_a_run_without_a_folder_gets_a_new_one_at_home(monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     got = folder.run_folder(configured(method="fedavg", seed=7))
     assert got.parent == tmp_path / "feddgm-runs"
     assert re.fullmatch(r"\d{8}-\d{6}-fedavg-7", got.name)
@@ -90,3 +89,11 @@ def test_who_owns_what_is_drawn_only_where_the_data_are_divided(tmp_path, caplog
     assert list(tmp_path.iterdir()) == []
     folder.draw_owners(config, spec_of(config.data), 3, tmp_path)
     assert (tmp_path / "owners.png").stat().st_size > 500
+
+
+@pytest.mark.parametrize("said", [{"out-dir": "/proc/nobody/run"}, {}])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(said, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    config = RunConfig.from_run_config(said)
+    with pytest.raises(ValueError, match="a folder that can be written, got '/proc"):
+        folder.run_folder(config)
