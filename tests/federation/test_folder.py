@@ -25,7 +25,7 @@ def test_a_run_without_a_folder_gets_a_new_one_at_home(monkeypatch, tmp_path):
     got = folder.run_folder(configured(method="fedavg", seed=7))
     assert got.parent == tmp_path / "feddgm-runs"
     assert re.fullmatch(r"\d{8}-\d{6}-fedavg-7", got.name)
-    assert not got.exists()
+    assert list(got.iterdir()) == []
 
 
 def test_a_named_folder_is_taken_and_must_be_absolute(tmp_path):
