@@ -183,6 +183,22 @@ class RunConfig(Settings):
                         "change one of the two with -c"
                     )
 
+    def unread(self) -> tuple[str, ...]:
+        """Return the keys that differ from their defaults and that the method does not read.
+
+        Unlike what ``check_read`` refuses, they may stand in a file that serves several methods.
+        """
+        idle = set(methods.sections()) - set(methods.registered(self.method).settings)
+        if not self.makes_images:
+            idle |= {DistillConfig, UnionConfig, GlobalModelConfig}
+            idle |= set() if self.starts_from_prior else {PriorConfig, StartConfig}
+        flat, defaults = self.flat(), recipe_values() if self.recipe == "paper" else {}
+        return tuple(
+            key
+            for key, declared in settings().items()
+            if declared.section in idle and flat[key] != defaults.get(key, declared.default)
+        )
+
     def _tree(self, section: type[Settings]) -> Settings:
         if section is RunConfig:
             return self

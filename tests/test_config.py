@@ -571,3 +571,20 @@ def test_every_experiment_file_is_a_valid_run(file):
     if flat.get("prior.kind") == "autoencoder":
         flat.setdefault("prior.path", "/path/to/autoencoder")
     RunConfig.from_run_config({**app_config(), **flat})
+
+
+@pytest.mark.parametrize(
+    ("said", "idle"),
+    [
+        ({}, ()),
+        ({"fedprox__mu": 0.5}, ("fedprox.mu",)),
+        ({"fedprox__mu": 0.5, "method": "fedprox"}, ()),
+        ({"distill__iterations": 7, "union__lr": 0.5}, ()),
+        ({"distill__iterations": 7, "method": "fedavg"}, ("distill.iterations",)),
+        ({"prior__kind": "pixel", "method": "krum"}, ("prior.kind",)),
+        ({"prior__kind": "pixel", "method": "krum", "start__weights": "prior"}, ()),
+        ({"recipe": "paper", "method": "fedavg"}, ()),
+    ],
+)
+def test_what_a_method_does_not_read_is_named(said, idle):
+    assert build(**said).unread() == idle

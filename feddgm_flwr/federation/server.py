@@ -165,3 +165,5 @@ def say_hello(config: RunConfig, folder: Path, device: torch.device) -> None:
         config.num_server_rounds,
         config.seed,
     )
+    if idle := config.unread():
+        logger.info("not read by method %s: %s", config.method, ", ".join(idle))
