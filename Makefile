@@ -4,6 +4,12 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 DEMO   ?= .demo
 
+# Python 3.12 reads the path of an editable installation in the locale's encoding, and does not start
+# where it cannot: in a folder with an umlaut, say, under LC_ALL=C.
+ifneq ($(shell printf %s "$(CURDIR)" | LC_ALL=C tr -d '\000-\177'),)
+export LC_ALL := C.UTF-8
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-quick check format clean
 
