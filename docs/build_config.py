@@ -113,3 +113,4 @@ if __name__ == "__main__":
     (ROOT / "docs" / "config.md").write_text(page(), encoding="utf-8")
     project = ROOT / "pyproject.toml"
     project.write_text(listed(project.read_text(encoding="utf-8")), encoding="utf-8")
+    print("written: docs/config.md, and the list of keys in pyproject.toml")

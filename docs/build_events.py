@@ -102,3 +102,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     (Path(__file__).parent / "events.md").write_text(page(), encoding="utf-8")
+    print("written: docs/events.md")

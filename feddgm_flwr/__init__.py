@@ -6,4 +6,4 @@ pretrained prior; it trains global models of any architecture, and the next surr
 union of those images. ``algorithm.py`` is that on one screen.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -200,11 +200,6 @@ def test_the_package_root_imports_nothing_of_weight():
     assert {m.split(".")[0] for m in modules} <= {*sys.stdlib_module_names, "feddgm_flwr"}
 
 
-def test_events_need_the_standard_library_alone():
-    modules = {m.split(".")[0] for m in imports("feddgm_flwr.events", lazy=True)}
-    assert modules <= set(sys.stdlib_module_names)
-
-
 def test_nothing_that_runs_in_a_round_uses_global_randomness():
     """No ``torch.manual_seed(...)``, ``np.random.rand(...)``, ``random.choice(...)``."""
     makers = {"default_rng", "SeedSequence", "Generator", "Random", "SystemRandom"}

@@ -12,7 +12,7 @@ import toy
 
 from feddgm_flwr.core.algorithm import apply_round, distill_job
 from feddgm_flwr.core.distillation.engine import ProcessEngine, SerialEngine, own_cores
-from feddgm_flwr.core.distillation.telling import distilled
+from feddgm_flwr.core.distillation.progress import distilled
 from feddgm_flwr.events import Distilled, DistillProgress
 
 

@@ -19,7 +19,7 @@ from feddgm_flwr.core.models import (
 from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.seeding import derive
 
-NAMES = ("convnet", "resnet18", "resnet34", "vgg11", "alexnet", "vit")
+NAMES = GLOBAL_MODELS
 
 
 def spec(size: int = 28, channels: int = 1) -> ImageSpec:

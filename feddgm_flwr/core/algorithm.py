@@ -5,7 +5,7 @@ data set and no file; ``build`` puts its tools together, ``methods.feddgm`` carr
 federation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from feddgm_flwr.core.distillation.distill import Bench, DistillJob, DistillResult
 from feddgm_flwr.core.distillation.engine import Engine
-from feddgm_flwr.core.distillation.telling import distilled
-from feddgm_flwr.core.learning import Learner, Learners, UnionConfig
+from feddgm_flwr.core.distillation.progress import distilled
+from feddgm_flwr.core.learning import Learners, UnionConfig
 from feddgm_flwr.core.ownership import decay_bound, owned_classes
 from feddgm_flwr.core.params import Params, weighted_mean
 from feddgm_flwr.core.seeding import derive
@@ -76,7 +76,7 @@ def apply_round(
     sound = [u for u, r in zip(updates, results, strict=True) if len(r.images)]
     with phase("learn", server_round, emit):
         surrogate = next_surrogate(state, sound, union, shop, emit)
-        models = dict(next_global_models(state, union, shop, emit))
+        models = next_global_models(state, union, shop, emit)
     kept = {r.report.partition_id: r.latents for r in results if r.latents is not None}
     latents = state.latents | kept if shop.bench.config.warm_start else {}
     reports = tuple(r.report for r in results)
@@ -151,11 +151,16 @@ def next_surrogate(
 
 def next_global_models(
     state: ServerState, union: SyntheticSet, shop: Workshop, emit: Emit
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield each global model's name and weights after more training on the union."""
+) -> dict[str, dict[str, Tensor]]:
+    """Return each global model's weights after more training on the union."""
     server_round = state.server_round + 1
-    learner: Learner
-    for index, (name, learner) in enumerate(shop.learners.global_models.items()):
-        rng = derive(shop.seed, "global-model-training", server_round, index)
-        weights = state.global_models[name]
-        yield name, learner.learn(weights, union, rng=rng, server_round=server_round, emit=emit)
+    return {
+        name: learner.learn(
+            state.global_models[name],
+            union,
+            rng=derive(shop.seed, "global-model-training", server_round, index),
+            server_round=server_round,
+            emit=emit,
+        )
+        for index, (name, learner) in enumerate(shop.learners.global_models.items())
+    }

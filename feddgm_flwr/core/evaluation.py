@@ -41,7 +41,8 @@ def worst_class_accuracy(guesses: Int[Tensor, " n"], labels: Int[Tensor, " n"]) 
 METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = {
     "worst-class-accuracy": worst_class_accuracy,
 }
-"""Name -> function of guessed and true labels. A line here, and it stands in every result."""
+"""Name -> function of guessed and true labels. A line here, and it stands in every result on the
+server's images."""
 
 
 @torch.inference_mode()

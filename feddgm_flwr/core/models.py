@@ -8,7 +8,9 @@ them. Knows no data set beyond its ``ImageSpec`` and nothing of training.
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -20,13 +22,8 @@ from feddgm_flwr.core.settings import Settings, setting
 
 SMALL = 64
 """Up to this side in pixels, the stems of ResNets and AlexNet keep the resolution."""
-
-
 MOST_PATCHES = 20
 """Patches a side of the vision transformer, at most."""
-
-GLOBAL_MODELS = ("convnet", "resnet18", "resnet34", "vgg11", "alexnet", "vit")
-"""Architectures that the server can train beside the surrogate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,23 +127,15 @@ def build_global_model(name: str, spec: ImageSpec, surrogate: SurrogateConfig) -
     ValueError
         An unknown name, or images too small for the model.
     """
+    if name not in GLOBAL_MODELS:
+        raise ValueError(
+            f"global-model.names must be of {', '.join(GLOBAL_MODELS)}, got {name!r}; "
+            "change it with -c"
+        )
     if name == "convnet":
         wide = replace(surrogate, width=max(128, surrogate.width))
         return build_surrogate(wide, spec)
-    match name:
-        case "resnet18" | "resnet34":
-            network = _resnet(name, spec)
-        case "vgg11":
-            network = _vgg11(spec)
-        case "alexnet":
-            network = _alexnet(spec)
-        case "vit":
-            network = _vit(spec)
-        case _:
-            raise ValueError(
-                "global-model.names must be of convnet, resnet18, resnet34, vgg11, "
-                f"alexnet, vit, got {name!r}; change it with -c"
-            )
+    network = NETWORKS[name](spec)
     return nn.Sequential(OrderedDict(normalize=Normalize(spec), network=network))
 
 
@@ -245,6 +234,18 @@ def patches(size: int) -> tuple[int, int]:
     if size // patch > MOST_PATCHES:
         patch = round(size / 8)
     return patch, -size % patch
+
+
+NETWORKS: Mapping[str, Callable[[ImageSpec], nn.Module]] = {
+    "resnet18": partial(_resnet, "resnet18"),
+    "resnet34": partial(_resnet, "resnet34"),
+    "vgg11": _vgg11,
+    "alexnet": _alexnet,
+    "vit": _vit,
+}
+"""What takes normalised images, by name; a line here adds one."""
+GLOBAL_MODELS = ("convnet", *NETWORKS)
+"""Architectures that the server can train beside the surrogate."""
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from feddgm_flwr.data.own import (
     resized,
     root_of,
 )
-from feddgm_flwr.data.settings import DataConfig
+from feddgm_flwr.data.settings import OWN, DataConfig
 from feddgm_flwr.data.specs import SPECS
 
 Part = Literal["train", "test"]
@@ -61,7 +61,7 @@ class ByteSet:
 
 def spec_of(config: DataConfig) -> ImageSpec:
     """Return what a model must know of the data set; reads nothing."""
-    if config.name in SPECS:
+    if config.name not in OWN:
         return SPECS[config.name]
     c = config.channels
     return ImageSpec(

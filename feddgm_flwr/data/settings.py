@@ -6,10 +6,9 @@ from typing import ClassVar, Literal
 from feddgm_flwr.core.settings import Settings, setting
 from feddgm_flwr.data.names import plain, wrong_names
 
-PACKAGED = ("mnist5k", "digits")
-"""Data sets that come with the installation."""
 OWN = ("folder", "npz")
 """Names of the user's own data."""
+# Those of torchvision lie under ``data.root``; all others come with the installation.
 TORCHVISION = ("mnist", "fashion-mnist", "cifar10", "cifar100", "svhn")
 
 

@@ -5,7 +5,7 @@ import logging
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.data import datasets
 from feddgm_flwr.data.own import NoImagesError
-from feddgm_flwr.data.settings import PACKAGED, DataConfig
+from feddgm_flwr.data.settings import OWN, TORCHVISION, DataConfig
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def server_images(config: DataConfig, part: datasets.Part) -> ImageSet | None:
     ValueError
         It is here and damaged, which must not pass for absent.
     """
-    if config.name not in PACKAGED and not config.root:
+    if config.name in (*TORCHVISION, *OWN) and not config.root:
         logger.info("the server has no %s images: data.root is empty", part)
         return None
     try:

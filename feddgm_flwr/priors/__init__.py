@@ -3,6 +3,8 @@
 Importing this module costs nothing; diffusers is imported by the prior that needs it.
 """
 
+from typing import assert_never
+
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.priors.settings import PriorConfig
@@ -29,3 +31,5 @@ def build_prior(config: PriorConfig, spec: ImageSpec) -> Prior:
             from feddgm_flwr.priors.glyphs import build_glyph_prior
 
             return build_glyph_prior(config, spec)
+        case _:
+            assert_never(config.kind)

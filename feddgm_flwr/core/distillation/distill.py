@@ -19,14 +19,15 @@ from torch.nn.functional import one_hot
 from feddgm_flwr.core.augment import Pixels, augment, is_siamese
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
 from feddgm_flwr.core.distillation.matching import (
+    DISTANCES,
     MatchingGradients,
     StepInput,
-    distance_of,
     matching_gradients,
 )
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.local import checkpoint_steps
 from feddgm_flwr.core.models import ConvNet
 from feddgm_flwr.core.params import Params, squared_distance
 from feddgm_flwr.core.prior import Prior
@@ -92,7 +93,7 @@ class DistillJob:
 
 @dataclass(frozen=True)
 class DistillResult:
-    """A job's outcome; ``latents`` is None where not one finite step was made.
+    """A job's outcome; without one finite step ``latents`` are the client's old ones, or None.
 
     Attributes
     ----------
@@ -158,7 +159,7 @@ def distill_client(
             variables.student_lr(),
             steps=config.student_steps,
             exact=config.gradient == "exact",
-            distance=distance_of(config.distance),
+            distance=DISTANCES[config.distance],
             kept_steps=kept_steps,
         )
         loss = float(gradients.loss)
@@ -192,15 +193,14 @@ def waypoints(
 ) -> dict[int, Params]:
     """Return where the student should be after which of its steps: as far along as the client.
 
-    Checkpoint j of C lies at the step nearest to ``student_steps * j / (C + 1)``, at least 1. Of
-    two at one step the later wins, and at the last step the target. A checkpoint that equals the
-    start is left out, since no distance is defined towards it.
+    Checkpoints lie at the same shares of both runs (``local.checkpoint_steps``). Of two at one
+    step the later wins, and at the last step the target. A checkpoint that equals the start is
+    left out, since no distance is defined towards it.
     """
-    parts = len(checkpoints) + 1
-    steps = {j: max(1, round(student_steps * j / parts)) for j in range(1, parts)}
+    steps = checkpoint_steps(student_steps, len(checkpoints))
     moved = {
-        steps[j]: checkpoint
-        for j, checkpoint in enumerate(checkpoints, 1)
+        step: checkpoint
+        for step, checkpoint in zip(steps, checkpoints, strict=True)
         if squared_distance(start, checkpoint) > 0
     }
     return moved | {student_steps: target}

@@ -25,7 +25,6 @@ Knows nothing of clients, latents, augmentation or Flower, nor how a student dif
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -96,13 +95,8 @@ def cosine_distance(student: Params, start: Params, target: Params) -> Float[Ten
     return (lengths - torch.where(still, 0, along)) / lengths
 
 
-def distance_of(name: Literal["endpoint", "cosine"]) -> Distance:
-    """Return the distance that ``distill.distance`` names."""
-    match name:
-        case "endpoint":
-            return endpoint_distance
-        case "cosine":
-            return cosine_distance
+DISTANCES: Mapping[str, Distance] = {"endpoint": endpoint_distance, "cosine": cosine_distance}
+"""By the name that ``distill.distance`` gives them."""
 
 
 def matching_gradients(
@@ -183,9 +177,8 @@ def _unit(lr: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], float]:
     Elsewhere the two are ``lr`` and 1. The slope <g, lambda> does not depend on the rate, but
     cannot be had by dividing by a rate of zero, or by one so small that it rounds the pull away.
     """
-    rate = float(
-        lr.detach()
-    )  # the one look of the call: asking a GPU at every step would make it wait
+    # The one look of the call: asking a GPU at every step would make it wait.
+    rate = float(lr.detach())
     return (lr, 1.0) if abs(rate) >= LEAST_RATE else (torch.ones_like(lr), rate)
 
 
