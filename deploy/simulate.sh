@@ -18,7 +18,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 python "$APP/deploy/merge_config.py" "$WORK/run.toml" "$@"
 
-read -r CONTROL APPIO GCS RAY_CLIENT <<<"$(free_ports 4)"
+read -r CONTROL APPIO GCS <<<"$(free_ports 3)"
 cat >"$FLWR_HOME/config.toml" <<TOML
 [superlink]
 default = "feddgm"
@@ -30,9 +30,10 @@ TOML
 
 # Ray gives its own servers 30 s to start, a fixed time: too short for a disk that has not read them
 # yet or a machine that is busy. So it is started here, where a second try costs no run.
+# Without Ray's client server: nobody asks it, and in a folder with a blank it ends the whole of Ray.
 launch_ray() {
   start "$WORK/ray.log" ray start --head --block --node-ip-address=127.0.0.1 --port="$GCS" \
-    --ray-client-server-port="$RAY_CLIENT" --include-dashboard=false --temp-dir="$RAY_TMPDIR/ray"
+    --ray-client-server-port=0 --include-dashboard=false --temp-dir="$RAY_TMPDIR/ray"
   RAY_PID=$!
 }
 
