@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.memory import keep_freed_memory
 from feddgm_flwr.data.datasets import spec_of
+from feddgm_flwr.federation.checkpoint import Checkpoint
 from feddgm_flwr.federation.folder import (
     draw_owners,
     draw_results,
@@ -19,7 +20,7 @@ from feddgm_flwr.federation.folder import (
 from feddgm_flwr.federation.keeper import RoundKeeper
 from feddgm_flwr.federation.log import said_plainly, show_log
 from feddgm_flwr.federation.machine import device_of
-from feddgm_flwr.federation.server import add_control, say_hello, server_side
+from feddgm_flwr.federation.server import add_control, restored, say_hello, server_side
 from feddgm_flwr.monitoring.events import EventLog, LogFollower
 
 app = ServerApp()
@@ -35,23 +36,30 @@ def main(grid: Grid, context: Context) -> None:
         folder = run_folder(config)
         device = device_of("server.device", config.server.device)
         say_hello(config, folder, device)
+        saved = restored(config, folder)  # before the log, which a refused resume must not touch
         with EventLog(folder, LogFollower()) as log:
-            federate(grid, config, folder, device, log)
+            federate(grid, config, folder, saved, device, log)
 
 
 def federate(
-    grid: Grid, config: RunConfig, folder: Path, device: torch.device, log: EventLog
+    grid: Grid,
+    config: RunConfig,
+    folder: Path,
+    saved: Checkpoint | None,
+    device: torch.device,
+    log: EventLog,
 ) -> None:
     """Put the parts together, do the rounds, save what came of them."""
     spec = spec_of(config.data)
-    with server_side(config, spec, folder, device, log.emit) as side:
+    with server_side(config, spec, saved, device, log.emit) as side:
         keeper = RoundKeeper(
             config,
             side.half,
             side.state,
             num_classes=spec.num_classes,
             prior=side.prior,
-            partitions=side.partitions,
+            partitions=0 if saved is None else saved.partitions,
+            clients=() if saved is None else saved.clients,
             num_threads=side.num_threads,
             results=side.results,
             out_dir=folder,

@@ -6,7 +6,7 @@
 #
 # Logs, credentials and Flower's state go to WORKDIR; set out-dir for the run folder. Exits with 0
 # only if the run completed. NODE_CONFIG is added to every SuperNode's --node-config; "{i}" in it
-# is the node's number.
+# is the node's number. START_WAIT_S (180) is how long a server may take to answer its first call.
 set -euo pipefail
 
 if (($# < 2)); then

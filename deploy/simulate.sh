@@ -4,7 +4,8 @@
 #   deploy/simulate.sh WORKDIR CLIENTS [-c conf/x.toml] [-c 'key=value ...']
 #
 # Logs and Flower's state go to WORKDIR; set out-dir for the run folder. Exits with 0 only if the
-# run completed. CLIENT_CPUS (1) and CLIENT_GPUS (0) are what each simulated client takes.
+# run completed. CLIENT_CPUS (1) and CLIENT_GPUS (0) are what each simulated client takes;
+# START_WAIT_S (180) is how long a server may take to answer its first call.
 set -euo pipefail
 
 if (($# < 2)); then

@@ -33,8 +33,9 @@ What holds of all:
 
 - A key left at `"auto"`, as all are in `pyproject.toml`, takes the value of the recipe:
   `recipe = "feddgm"` (ours, the default) or `recipe = "paper"` (the authors' settings).
-- An unknown key, a wrong type, a value out of range and a value that another setting leaves unread
-  end the run at once, with one sentence.
+- An unknown key, a wrong type, a value out of range and a value that another setting of its section
+  leaves unread ("Read only under") end the run at once, with one sentence. What the chosen method
+  does not read is named in the log.
 - "resume" marks what a resumed run may change.
 
 <!-- Written by docs/build_config.py; change the declaration beside what it configures instead. -->

@@ -59,8 +59,9 @@ def build_tools(config: RunConfig, spec: ImageSpec, device: torch.device = CPU) 
         The prior or a model cannot make or take such images.
     """
     wanted = config.makes_images or config.starts_from_prior
-    # Without images nothing would ever teach the larger models.
-    names = config.global_model.names if wanted else ""
+    # Without images a larger model is taught by the prior alone, as a control, or by nothing.
+    shown = config.makes_images or (config.starts_from_prior and config.start.control)
+    names = config.global_model.names if shown else ""
     config = replace(config, global_model=replace(config.global_model, names=names))
     learners = build_learners(config, spec, device)
     bench = build_bench(config, spec, learners, device) if wanted else None

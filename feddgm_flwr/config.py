@@ -190,8 +190,10 @@ class RunConfig(Settings):
         """
         idle = set(methods.sections()) - set(methods.registered(self.method).settings)
         if not self.makes_images:
-            idle |= {DistillConfig, UnionConfig, GlobalModelConfig}
-            idle |= set() if self.starts_from_prior else {PriorConfig, StartConfig}
+            idle |= {DistillConfig, UnionConfig}
+            idle |= (
+                set() if self.starts_from_prior else {PriorConfig, StartConfig, GlobalModelConfig}
+            )
         flat, defaults = self.flat(), recipe_values() if self.recipe == "paper" else {}
         return tuple(
             key

@@ -106,10 +106,12 @@ class PhaseEnd(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientAsked(Event):
-    """A client is sent the surrogate to train."""
+    """A client is sent the surrogate, to train it or to score it."""
 
     partition_id: int
     """The client's stable identity."""
+    phase: Phase
+    """`clients` to train, `evaluate` to score."""
     num_bytes: int
     """Size of the message's records."""
 
@@ -131,8 +133,22 @@ class ClientReply(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientScored(Event):
+    """A client's score of the surrogate on its own test images is accepted."""
+
+    partition_id: int
+    """The client's stable identity."""
+    accuracy: float
+    """Share of its images that the surrogate gets right."""
+    loss: float
+    """Mean loss."""
+    num_examples: int
+    """Its test images."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientRejected(Event):
-    """A client's reply is set aside, or never came."""
+    """A client's reply, a score too, is set aside, or never came."""
 
     partition_id: int | None
     """The client that was asked; null for a reply that nobody was asked for."""

@@ -85,3 +85,19 @@ def test_a_baseline_from_random_weights_trains_no_larger_model(tmp_path, caplog)
     assert ended.of("trained") == ended.of("control-scored") == []
     assert set(ended.models) == {"surrogate"}
     assert missing(caplog) == [MISSING]
+
+
+def test_without_a_control_a_baseline_teaches_no_larger_model(tmp_path):
+    """It would have nowhere to be reported."""
+    ended = run(
+        tmp_path / "run",
+        method="fedavg",
+        prior__kind="glyphs",
+        start__weights="prior",
+        start__epochs=1,
+        start__control=False,
+        global_model__names="convnet",
+        num_server_rounds=1,
+        clients=2,
+    )
+    assert {e["model"] for e in ended.of("trained")} == {"surrogate"}

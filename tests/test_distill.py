@@ -14,6 +14,7 @@ from feddgm_flwr.core.distillation.distill import (
     minibatches,
     waypoints,
 )
+from feddgm_flwr.core.params import sound
 
 
 def result(progress=None, **overrides):
@@ -185,3 +186,14 @@ def test_progress_is_told_at_every_iteration():
     out = result(lambda i, n, loss: seen.append((i, n)))
     assert seen == [(i + 1, 6) for i in range(6)]
     assert out.report.iterations == 6
+
+
+def test_a_last_step_that_leaves_nothing_finite_is_taken_back():
+    """With the student's rate under SGD it can run away; the next round would begin from NaN."""
+    server = toy.server(
+        distill__optimizer="sgd", distill__student_lr_lr=1e38, distill__iterations=1
+    )
+    state, updates = toy.federation(server)
+    result = distill_client(distill_job(updates[0], state, server.shop), server.shop.bench)
+    assert sound(vars(result.latents))
+    assert torch.isfinite(result.images).all()

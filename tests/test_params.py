@@ -11,6 +11,7 @@ from feddgm_flwr.core.params import (
     fingerprint,
     load_params,
     params_of,
+    sound,
     squared_distance,
     weighted_mean,
 )
@@ -141,3 +142,11 @@ def test_a_fingerprint_takes_scalars_and_half_precision():
     assert fingerprint(scalar) != fingerprint({"steps": torch.tensor(4)})
     half = draw(0, torch.bfloat16)
     assert fingerprint(half) != fingerprint(draw(0))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_soundness_is_looked_for_at_any_depth(bad):
+    whole = {"m": None, "c": {3: {"w": torch.ones(2)}}, "n": [1, 2.5, "x"]}
+    assert sound(whole)
+    assert not sound(whole | {"n": [1, bad]})
+    assert not sound(whole | {"c": {3: {"w": torch.tensor([1.0, bad])}}})

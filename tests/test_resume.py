@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from inline_grid import simulated
-from inprocess_run import events_of, power_cut, run, said, same_models
+from inprocess_run import events_of, power_cut, round_of, run, said, same_models, trained
 
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.priors.glyphs import shipped
@@ -228,3 +229,48 @@ def test_a_machine_with_other_cores_goes_on_with_the_same_run(tmp_path):
     on(2, tmp_path / "parts", 1, False)
     assert same_models(on(1, tmp_path / "parts", 2, True), whole)
     assert not same_models(on(1, tmp_path / "other", 2, False), whole), "threads decide nothing?"
+
+
+def own(folder, number):
+    file = folder / f"{number}.npz"
+    images = np.random.default_rng(number).integers(0, 256, (20, 16, 16), dtype=np.uint8)
+    np.savez(file, train_images=images, train_labels=np.arange(20) % 10)
+    return {"partition-id": number, "data-dir": str(file)}
+
+
+def test_a_division_is_remembered_where_some_devices_have_data_of_their_own(tmp_path):
+    mine, how = own(tmp_path, 7), {"method": "fedavg", "num_server_rounds": 2}
+    nodes = [mine, *simulated(2)]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", nodes=nodes, tamper=power_cut(2), **how)
+    with pytest.raises(ValueError, match="divided into 2 parts"):
+        run(tmp_path / "run", nodes=[mine, *simulated(3)], resume=True, **how)
+
+
+def test_a_client_that_left_before_a_resume_is_still_one_of_all(tmp_path):
+    """SCAFFOLD divides by the number of all clients, known to this process or not."""
+    how = {"method": "scaffold", "num_server_rounds": 3}
+    nodes = [own(tmp_path, i) for i in range(4)]
+
+    def leaves(message, reply, partition_id):
+        gone = partition_id == 3 and trained(message) and round_of(message) > 1
+        return None if gone else reply
+
+    def leaves_and_dies(message, reply, partition_id):
+        if trained(message) and round_of(message) == 2:
+            raise KeyboardInterrupt
+        return leaves(message, reply, partition_id)
+
+    whole = run(tmp_path / "whole", nodes=nodes, tamper=leaves, **how)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", nodes=nodes, tamper=leaves_and_dies, **how)
+    parts = run(tmp_path / "parts", nodes=nodes[:3], resume=True, **how)
+    assert same_models(parts.models, whole.models)
+
+
+def test_a_refused_resume_leaves_a_finished_runs_log_alone(one_round, copied):
+    folder = copied(one_round)
+    before = (folder / "events.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"seed = 5 \(was 0\)"):
+        run(folder, method="fedavg", clients=2, resume=True, seed=5)
+    assert (folder / "events.jsonl").read_bytes() == before

@@ -160,3 +160,25 @@ def test_a_stop_from_outside_is_the_end_that_is_told(tmp_path):
         run(tmp_path / "run", method="fedavg", tamper=power_cut(2))
     end = events_of(tmp_path / "run")[-1]
     assert (end["kind"], end["status"], end["round"]) == ("run-end", "stopped", 2)
+
+
+def test_scores_of_clients_are_told_and_unbelievable_ones_set_aside(tmp_path):
+    def tamper(message, reply, partition_id):
+        if message.metadata.message_type == "evaluate" and partition_id != 1:
+            reply.content["metrics"]["loss"] = 1.7e308
+        return reply
+
+    ended = run(
+        tmp_path / "run",
+        tamper=tamper,
+        method="fedavg",
+        num_server_rounds=1,
+        rounds__federated_evaluation=True,
+    )
+    asked = [(e["partition_id"], e["phase"]) for e in ended.of("client-asked")]
+    assert asked == [(i, phase) for phase in ("clients", "evaluate") for i in range(3)]
+    [scored] = ended.of("client-scored")
+    assert scored["partition_id"] == 1
+    assert [e["partition_id"] for e in ended.of("client-rejected")] == [0, 2]
+    federated = ended.rounds[0]["federated"]
+    assert (federated["clients"], federated["accuracy"]) == (1, scored["accuracy"])

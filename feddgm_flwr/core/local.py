@@ -42,6 +42,7 @@ class ClientConfig(TrainConfig):
         "CPU threads of one client, which decide the last bits of its training; 1 keeps simulated "
         "clients from fighting for cores.",
         ge=1,
+        le=1024,
     )
     device: str = setting("auto", "`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
 

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -54,6 +55,17 @@ def weighted_mean(many: Sequence[Params], weights: Sequence[float | int]) -> Par
         k: torch.stack([p[k] * (w / total) for p, w in zip(many, weights, strict=True)]).sum(0)
         for k in first
     }
+
+
+def sound(value: object) -> bool:
+    """Whether no tensor and no number in nested mappings and lists is NaN or infinite."""
+    if isinstance(value, Tensor):
+        return bool(torch.isfinite(value).all())
+    if isinstance(value, Mapping):
+        return all(map(sound, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(sound, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def all_finite(params: Params) -> bool:

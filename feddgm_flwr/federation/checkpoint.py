@@ -19,7 +19,7 @@ from feddgm_flwr.config import may_differ
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.core.synthetic import Latents, SyntheticSet
-from feddgm_flwr.files import seal, unseal
+from feddgm_flwr.files import DamagedError, seal, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ class Checkpoint:
     prior
         Fingerprint of the prior, "" without one: it may have moved, not changed.
     partitions
-        Parts that the data are divided into; 0 where devices have data of their own.
+        Parts that the data are divided into; 0 where all devices have data of their own.
+    clients
+        Partition ids of all that were ever known.
     threads
         CPU threads of the server's own computing, which decide its last bits.
     """
@@ -52,6 +54,7 @@ class Checkpoint:
     config: dict[str, Scalar]
     prior: str
     partitions: int
+    clients: list[int]
     threads: int
 
 
@@ -63,14 +66,24 @@ def save(out_dir: Path, checkpoint: Checkpoint) -> None:
         "config": checkpoint.config,
         "prior": checkpoint.prior,
         "partitions": checkpoint.partitions,
+        "clients": checkpoint.clients,
         "threads": checkpoint.threads,
     }
     buffer = io.BytesIO()
     torch.save(plain, buffer)
     newest = out_dir / FILE
-    if newest.exists():
+    if _is_sound(newest):
         newest.replace(out_dir / PREVIOUS)
     seal(newest, KIND, buffer.getvalue())
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether ``path`` is worth keeping beside the next one: a damaged file is not."""
+    try:
+        unseal(path, KIND)
+    except (OSError, DamagedError):
+        return False
+    return True
 
 
 def is_there(out_dir: Path) -> bool:
@@ -108,6 +121,8 @@ def load(out_dir: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> Checkpoint:
+    if not path.exists():
+        raise DamagedError(f"{path}, which is missing")
     payload = unseal(path, KIND)
     plain = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
     return Checkpoint(**plain | {"state": _state(plain["state"])})

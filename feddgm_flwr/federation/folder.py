@@ -32,6 +32,11 @@ def run_folder(config: RunConfig) -> Path:
     """
     folder = named_folder(config)
     try:
+        if checkpoint.is_there(folder) and not config.resume:
+            raise ValueError(
+                f"out-dir must be a new folder, got {config.out_dir!r}, which holds a run; "
+                "go on with that run by resume = true, or name another folder"
+            )
         if not config.resume:
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", b"")
@@ -50,7 +55,7 @@ def named_folder(config: RunConfig) -> Path:
     Raises
     ------
     ValueError
-        It is relative, or holds another run that would be lost.
+        It is relative.
     """
     if not config.out_dir:
         if config.resume:
@@ -58,15 +63,10 @@ def named_folder(config: RunConfig) -> Path:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-{config.seed}"
         return Path(os.path.expanduser("~")) / "feddgm-runs" / name  # noqa: PTH111 (never raises)
     folder = Path(config.out_dir)
-    if not folder.is_absolute():
+    if not folder.is_absolute() or "\0" in config.out_dir:
         raise ValueError(
             f"out-dir must be an absolute path, got {config.out_dir!r}, because the ServerApp "
             "runs in a folder of Flower's choice; write the whole path"
-        )
-    if checkpoint.is_there(folder) and not config.resume:
-        raise ValueError(
-            f"out-dir must be a new folder, got {config.out_dir!r}, which holds a run; "
-            "go on with that run by resume = true, or name another folder"
         )
     return folder
 

@@ -7,7 +7,7 @@ need be with the old model.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import fsum
 from pathlib import Path
@@ -25,8 +25,9 @@ from flwr.serverapp.strategy import Strategy
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.engine import threads
+from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.local import Task
-from feddgm_flwr.core.params import all_finite
+from feddgm_flwr.core.params import sound
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import DistillReport, RoundReport, ServerState
@@ -35,10 +36,12 @@ from feddgm_flwr.events import (
     ClientAsked,
     ClientRejected,
     ClientReply,
+    ClientScored,
     Emit,
     Phase,
     PhaseEnd,
     PhaseStart,
+    Reply,
     RoundEnd,
     RoundStart,
     Scored,
@@ -102,8 +105,8 @@ class RoundKeeper(Strategy):
         Of the data set.
     prior
         Fingerprint of the prior, "" without one; it goes into the checkpoint.
-    partitions
-        Parts that the data were divided into before a resume; 0 where that is not known.
+    partitions, clients
+        Parts of the data and ids of clients before a resume; 0 and none where not known.
     num_threads
         CPU threads of the server's own computing.
     out_dir
@@ -121,6 +124,7 @@ class RoundKeeper(Strategy):
         num_classes: int,
         prior: str,
         partitions: int,
+        clients: Sequence[int],
         num_threads: int,
         results: Results,
         out_dir: Path,
@@ -135,6 +139,7 @@ class RoundKeeper(Strategy):
             min_clients=config.rounds.min_clients,
             wait_s=config.rounds.node_wait_s,
             partitions=partitions,
+            clients=clients,
         )
         self._threads = num_threads
         self._done_before = state.server_round
@@ -207,7 +212,9 @@ class RoundKeeper(Strategy):
         self._emit(PhaseStart(round=now.number, phase=name))
         for partition_id, message in zip(tasks, outgoing, strict=True):
             size = messages.content_bytes(message)
-            self._emit(ClientAsked(round=now.number, partition_id=partition_id, num_bytes=size))
+            self._emit(
+                ClientAsked(round=now.number, partition_id=partition_id, phase=name, num_bytes=size)
+            )
         return outgoing
 
     def _answered(self, name: Phase, replies: Iterable[Message]) -> list[Message]:
@@ -233,6 +240,7 @@ class RoundKeeper(Strategy):
             self.state.surrogate,
             self._num_classes,
             self._config.client.checkpoints,
+            self._config.client.share_label_counts,
             self._half.wrong,
         )
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
@@ -253,7 +261,7 @@ class RoundKeeper(Strategy):
             state, report = self._half.advance(
                 self.state, screened.updates, population=self.roster.population
             )
-        if not all(map(all_finite, (state.surrogate, *state.global_models.values()))):
+        if not sound([state.surrogate, state.global_models, state.memory]):
             self._round.kept = "the new one holds NaN or infinity"
             return
         self.state, self._round.report = state, report
@@ -271,14 +279,25 @@ class RoundKeeper(Strategy):
                 )
             )
         for s in screened.set_aside:
-            self._emit(
-                ClientRejected(
-                    round=self._round.number,
-                    partition_id=s.partition_id,
-                    reply=s.kind,
-                    reason=s.reason,
-                )
+            self._reject(s.partition_id, s.kind, s.reason)
+
+    def _reject(self, partition_id: int | None, reply: Reply, reason: str) -> None:
+        number = self._round.number
+        self._emit(
+            ClientRejected(round=number, partition_id=partition_id, reply=reply, reason=reason)
+        )
+
+    def _tell_score(self, partition_id: int | None, score: Evaluation, examples: int) -> None:
+        assert partition_id is not None
+        self._emit(
+            ClientScored(
+                round=self._round.number,
+                partition_id=partition_id,
+                accuracy=score.accuracy,
+                loss=score.loss,
+                num_examples=examples,
             )
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -299,12 +318,16 @@ class RoundKeeper(Strategy):
             return None
         scores = []
         for reply in self._answered("evaluate", replies):
+            sender = now.asked().get(reply.metadata.reply_to_message_id)
             score = messages.parse_evaluation(reply)
+            if sender is None:
+                score = messages.Rejection("it answers no message of this round")
             if isinstance(score, messages.Rejection):
-                sender = now.asked().get(reply.metadata.reply_to_message_id)
                 logger.warning("client %s gives no score: %s", sender, score.reason)
+                self._reject(sender, "failed" if reply.has_error() else "malformed", score.reason)
             else:
                 scores.append(score)
+                self._tell_score(sender, *score)
         if not scores:
             return None
         total = sum(n for _, n in scores)
@@ -372,7 +395,8 @@ class RoundKeeper(Strategy):
                 results=self.results.to_dict(),
                 config=self._config.flat(),
                 prior=self._prior,
-                partitions=self.roster.num_partitions,
+                partitions=self.roster.partitions,
+                clients=self.roster.clients,
                 threads=self._threads,
             ),
         )

@@ -44,6 +44,8 @@ WHOAMI = "whoami"
 
 MAX_EXAMPLES = 10**9
 """More images than any client has."""
+MAX_LOSS = 1e6
+"""Largest believable mean loss, either way."""
 MAX_MOVEMENT = 1000.0
 """Largest believable |theta_i - theta_t|, in units of |theta_t| + 1."""
 
@@ -174,6 +176,8 @@ class Expected:
         have moved.
     checkpoints
         How many a client sends.
+    counts
+        Whether it shares the numbers of its labels.
     wrong
         Says why a method's addition cannot be believed, or "".
     """
@@ -181,6 +185,7 @@ class Expected:
     template: Params
     num_classes: int
     checkpoints: int
+    counts: bool
     wrong: Callable[[Extra], str]
 
 
@@ -202,6 +207,7 @@ def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejectio
         or _wrong_arrays(params, template)
         or _wrong_movement(params, template)
         or _wrong_checkpoints(passed, expected)
+        or ("" if expected.counts else _unasked_counts(metrics))
         or expected.wrong(extra)
         or ("" if all_finite(extra.tensors) else "what it sends beside holds NaN or infinity")
     )
@@ -252,8 +258,8 @@ def parse_evaluation(message: Message) -> tuple[Evaluation, int] | Rejection:
     accuracy, loss = metrics.get(ACCURACY), metrics.get(LOSS)
     if not _is_finite(accuracy) or not 0 <= accuracy <= 1:
         return Rejection(f"{ACCURACY} must be between 0 and 1, got {accuracy!r}")
-    if not _is_finite(loss):
-        return Rejection(f"{LOSS} must be a finite number, got {loss!r}")
+    if not _is_finite(loss) or abs(loss) > MAX_LOSS:
+        return Rejection(f"{LOSS} must be between -{MAX_LOSS:g} and {MAX_LOSS:g}, got {loss!r}")
     count = metrics.get(NUM_EXAMPLES)
     if not _is_count(count) or not 0 < count <= MAX_EXAMPLES:
         return Rejection(f"{NUM_EXAMPLES} must be a whole number >= 1, got {count!r}")
@@ -326,6 +332,11 @@ def _wrong_metrics(metrics: MetricRecord, num_classes: int) -> str:
     return ""
 
 
+def _unasked_counts(metrics: MetricRecord) -> str:
+    unasked = metrics.get(LABEL_COUNTS) is not None
+    return f"it sends {LABEL_COUNTS}, which nobody asked for" if unasked else ""
+
+
 def _wrong_arrays(params: Params, template: Params) -> str:
     """Return what is wrong with a reply's tensors, or ""."""
     if params.keys() != template.keys():
@@ -345,20 +356,25 @@ def _wrong_arrays(params: Params, template: Params) -> str:
 
 def _wrong_movement(params: Params, template: Params) -> str:
     """Return what is wrong with how far the client went, or ""."""
+    if all(torch.equal(params[name], template[name]) for name in template):
+        return "it did not move from the broadcast surrogate, so it tells nothing"
+    return _too_far(params, template)
+
+
+def _too_far(params: Params, template: Params) -> str:
     moved = _norm({k: params[k].double() - template[k].double() for k in template})
     bound = MAX_MOVEMENT * (_norm(template) + 1)
-    if moved == 0:
-        return "it did not move from the broadcast surrogate, so it tells nothing"
-    if moved > bound:
-        return f"it moved by {moved:.3g}, beyond the believable {bound:.3g}"
-    return ""
+    return f"it moved by {moved:.3g}, beyond the believable {bound:.3g}" if moved > bound else ""
 
 
 def _wrong_checkpoints(passed: list[Params], expected: Expected) -> str:
     """Return what is wrong with a client's checkpoints, or ""."""
     if len(passed) != expected.checkpoints:
         return f"it must send {expected.checkpoints} checkpoints, got {len(passed)}"
-    reasons = (_wrong_arrays(params, expected.template) for params in passed)
+    reasons = (
+        _wrong_arrays(params, expected.template) or _too_far(params, expected.template)
+        for params in passed
+    )
     return next((f"a checkpoint: {reason}" for reason in reasons if reason), "")
 
 

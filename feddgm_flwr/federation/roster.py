@@ -7,6 +7,7 @@ waiting is bounded. Knows nothing of rounds.
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -40,11 +41,15 @@ class Roster:
         Longest wait for them, each time.
     partitions
         Parts that the data are divided into, if that is known; else most nodes decide.
+    clients
+        Partition ids that were known before a resume.
     """
 
-    def __init__(self, *, min_clients: int, wait_s: float, partitions: int = 0) -> None:
+    def __init__(
+        self, *, min_clients: int, wait_s: float, partitions: int = 0, clients: Iterable[int] = ()
+    ) -> None:
         self._min_clients, self._wait_s = min_clients, wait_s
-        self._partitions = partitions
+        self.partitions, self._before = partitions, frozenset(clients)
         self._known: dict[int, Identity] = {}
         self._asked: Counter[int] = Counter()
         self._warned: set[tuple[int, int]] = set()
@@ -55,9 +60,14 @@ class Roster:
         return min((i.num_partitions for i in self._known.values()), default=0)
 
     @property
+    def clients(self) -> list[int]:
+        """Partition ids of all that were ever known, online or not."""
+        return sorted(self._before | {i.partition_id for i in self._known.values()})
+
+    @property
     def population(self) -> int:
-        """How many clients are known, online or not; the parts of the data, where it is divided."""
-        return max(len({i.partition_id for i in self._known.values()}), self.num_partitions)
+        """How many clients there are, known or not: at least the parts of the data."""
+        return max(len(self.clients), self.partitions)
 
     def online(self, grid: Grid) -> dict[int, int]:
         """Return partition id -> node id of everyone online, in order of partition id.
@@ -114,27 +124,27 @@ class Roster:
         if not said:
             return
         (first, votes), *others = said.most_common()
-        if not self._partitions:
+        if not self.partitions:
             if others and others[0][1] == votes:
                 raise ValueError(
                     "node-config num-partitions must be the same for all nodes, got "
                     f"{' and '.join(map(str, sorted(said)))}; start every SuperNode with the "
                     "number of clients"
                 )
-            self._partitions = first
-        elif self._partitions not in said:
+            self.partitions = first
+        elif self.partitions not in said:
             raise ValueError(
-                f"this run's data are divided into {self._partitions} parts, and the nodes say "
-                f"num-partitions = {first}; start {self._partitions} clients as before, or a new "
+                f"this run's data are divided into {self.partitions} parts, and the nodes say "
+                f"num-partitions = {first}; start {self.partitions} clients as before, or a new "
                 "run in another out-dir"
             )
         for node, identity in list(self._known.items()):
-            if identity.num_partitions not in (0, self._partitions):
+            if identity.num_partitions not in (0, self.partitions):
                 logger.error(
                     "node %d is left out: it says num-partitions = %d, the others %d",
                     node,
                     identity.num_partitions,
-                    self._partitions,
+                    self.partitions,
                 )
                 del self._known[node]
                 self._asked[node] = ATTEMPTS

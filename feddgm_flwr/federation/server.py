@@ -34,8 +34,8 @@ class ServerSide:
     ----------
     state, results
         Round 0's, or the checkpoint's.
-    partitions
-        Parts that the data were divided into before a resume, else 0.
+    saved
+        The checkpoint that is gone on from, if any.
     num_threads
         CPU threads of the server's own computing; they decide its last bits, so a run keeps the
         number that it began with.
@@ -49,7 +49,7 @@ class ServerSide:
     state: ServerState
     results: Results
     scorer: Scorer
-    partitions: int
+    saved: checkpoint.Checkpoint | None
     num_threads: int
     taught: ServerState | None
 
@@ -59,14 +59,30 @@ class ServerSide:
         return "" if self.tools.bench is None else self.tools.bench.prior.fingerprint
 
 
+def restored(config: RunConfig, folder: Path) -> checkpoint.Checkpoint | None:
+    """Return the checkpoint to go on from, or None for a run that begins.
+
+    Raises
+    ------
+    ValueError
+        There is none, or ``config`` is another run's.
+    """
+    if not config.resume:
+        return None
+    saved = checkpoint.load(folder)
+    checkpoint.check_same_run(saved.config, config.flat())
+    return saved
+
+
 @contextmanager
 def server_side(
-    config: RunConfig, spec: ImageSpec, folder: Path, device: torch.device, emit: Emit
+    config: RunConfig,
+    spec: ImageSpec,
+    saved: checkpoint.Checkpoint | None,
+    device: torch.device,
+    emit: Emit,
 ) -> Iterator[ServerSide]:
     """Build the server's side and release it after the block."""
-    saved = checkpoint.load(folder) if config.resume else None
-    if saved is not None:
-        checkpoint.check_same_run(saved.config, config.flat())
     num_threads = saved.threads if saved else config.server.threads or torch.get_num_threads()
     torch.set_num_threads(num_threads)
     begin(config, spec, device, emit, done=0 if saved is None else saved.state.server_round)
@@ -88,10 +104,7 @@ def server_side(
         taught = state if saved is None and config.starts_from_prior else None
         if not config.makes_images:
             state = replace(state, global_models={})
-        partitions = saved.partitions if saved else 0
-        side = ServerSide(
-            config, tools, half, state, results, scorer, partitions, num_threads, taught
-        )
+        side = ServerSide(config, tools, half, state, results, scorer, saved, num_threads, taught)
         if saved is not None:
             checkpoint.check_same_prior(saved.prior, side.prior)
         yield side

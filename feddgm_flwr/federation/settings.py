@@ -58,4 +58,5 @@ class ServerConfig(Settings):
         "they decide the last bits. 0 is one a core of the machine that begins the run; a resumed "
         "run keeps their number.",
         ge=0,
+        le=1024,
     )

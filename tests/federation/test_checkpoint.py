@@ -44,7 +44,7 @@ def same(a, b):
     return same(vars(a), vars(b)) if hasattr(a, "__dict__") else a == b
 
 
-SAVED = Checkpoint(STATE, {"rounds": [{"round": 1}]}, CONFIG, "0123456789abcdef", 5, 2)
+SAVED = Checkpoint(STATE, {"rounds": [{"round": 1}]}, CONFIG, "0123456789abcdef", 5, [0, 2, 5], 2)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
@@ -159,3 +159,12 @@ def test_the_prior_must_be_the_same():
     for saved, now in (("aa", "bb"), ("aa", ""), ("", "bb")):
         with pytest.raises(ValueError, match=f"fingerprint is '{saved}', got '{now}'"):
             checkpoint.check_same_prior(saved, now)
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_sound_one(tmp_path):
+    first = twice(tmp_path)
+    newest = tmp_path / checkpoint.FILE
+    newest.write_bytes(flipped(newest.read_bytes(), [500]))
+    checkpoint.save(tmp_path, SAVED)
+    newest.unlink()  # as if cut off before the new one was in its place
+    assert same(checkpoint.load(tmp_path), first)

@@ -60,6 +60,7 @@ class Kept:
             num_classes=DIGITS.num_classes,
             prior="fingerprint",
             partitions=0,
+            clients=(),
             num_threads=1,
             results=Results.of(config) if after is None else after.results,
             out_dir=folder,

@@ -42,7 +42,7 @@ def reply(params=MOVED, checkpoints=(), extra=NOTHING, **changes):
 
 
 def parse(message, *, checkpoints=0, wrong=lambda extra: ""):
-    expected = messages.Expected(TEMPLATE, 3, checkpoints, wrong)
+    expected = messages.Expected(TEMPLATE, 3, checkpoints, True, wrong)
     return messages.parse_reply(message, expected)
 
 
@@ -260,3 +260,15 @@ def test_size_counts_every_record_and_errors_weigh_nothing():
     assert messages.content_bytes(broadcast()) > 9 * 4
     error = Message(Error(code=2, reason="x"), reply_to=broadcast())
     assert messages.content_bytes(error) == 0
+
+
+def test_label_counts_that_nobody_asked_for_are_no_reply():
+    expected = messages.Expected(TEMPLATE, 3, 0, False, lambda extra: "")
+    told = messages.parse_reply(reply(label_counts=[4, 4, 4]), expected)
+    assert told == messages.Rejection("it sends label-counts, which nobody asked for")
+
+
+def test_a_checkpoint_beyond_belief_is_no_reply():
+    far = {name: torch.full_like(value, 1e20) for name, value in TEMPLATE.items()}
+    told = parse(reply(checkpoints=(far,)), checkpoints=1)
+    assert told.reason.startswith("a checkpoint: it moved by")

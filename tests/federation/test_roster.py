@@ -126,3 +126,10 @@ def test_nonsense_is_left_out(caplog):
     nodes.send_and_receive = spoil
     assert known.online(nodes) == {0: 20}
     assert "node 30 is left out: partition-id" in caplog.text
+
+
+def test_who_was_known_before_a_resume_counts_as_one_of_the_clients():
+    some = roster.Roster(min_clients=1, wait_s=0.1, partitions=3, clients=[0, 7])
+    assert some.clients == [0, 7]
+    assert some.population == 3
+    assert roster.Roster(min_clients=1, wait_s=0.1, clients=range(5)).population == 5

@@ -123,7 +123,7 @@ def test_what_it_keeps_stands_in_the_state_alone(method, tmp_path):
     whole, state = rounds(method, (1, 2, 3)), STATE
     for seed in (1, 2, 3):
         state = advance(method)(state, replies(seed), 5)[0]
-        checkpoint.save(tmp_path, checkpoint.Checkpoint(state, {}, {}, "", 0, 1))
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(state, {}, {}, "", 0, [], 1))
         state = checkpoint.load(tmp_path).state
     assert state.server_round == whole.server_round == 3
     assert list(state.surrogate) == ["w", "b"]

@@ -305,7 +305,7 @@ def test_events_are_said_in_words(event, said):
         ),
         SAVE,
         PhaseEnd(round=1, phase="save", seconds=1.0),
-        ClientAsked(round=1, partition_id=1, num_bytes=1),
+        ClientAsked(round=1, partition_id=1, phase="clients", num_bytes=1),
         Scored(round=0, accuracy={"surrogate": 0.5}, loss={}),
         ImagesDrawn(round=1, path="images/1.png", num_images=1),
         Unknown(round=1, kind="moon-phase", fields={}),

@@ -29,7 +29,7 @@ from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.local import checkpoint_steps
 from feddgm_flwr.core.models import ConvNet
-from feddgm_flwr.core.params import Params, squared_distance
+from feddgm_flwr.core.params import Params, sound, squared_distance
 from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive, derive_seed
 from feddgm_flwr.core.state import DistillReport
@@ -139,16 +139,14 @@ def distill_client(
     losses: list[float] = []
     stopped = ""
     budget = config.memory_budget_mb * 2**20
-    kept_steps: int | None = None
+    kept_steps = None if budget else config.student_steps
     best = latents
     for iteration in range(iterations):
         decoded = _Decoded(bench.prior, variables.values, bench.chunk, keep=not budget)
         images, targets = decoded.images, variables.targets()
         step_input = student_input(bench, job, iteration, len(images))
-        if budget and iteration == 0:
-            seen = step_input(images, targets, 0)
-            _, trace = student.step(start, *(t[:1] for t in seen), keep=True)
-            kept_steps = budget // (trace.nbytes * len(seen[0]))
+        if kept_steps is None:
+            kept_steps = steps_within(budget, student, start, step_input(images, targets, 0))
         gradients = matching_gradients(
             student,
             step_input,
@@ -174,9 +172,22 @@ def distill_client(
         if converged(losses, config.stop_tolerance):
             stopped = "converged"
             break
-    if not stopped or stopped == "converged":
-        best = variables.latents(latents.labels)
+    if stopped in ("", "converged"):
+        best, stopped = after_last_step(variables.latents(latents.labels), best, stopped)
     return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
+
+
+def after_last_step(last: Latents, before: Latents, stopped: str) -> tuple[Latents, str]:
+    """Return what is kept, and why the descent ended: no loss has judged the last step yet."""
+    if sound(vars(last)):
+        return last, stopped
+    return before, "the last step left non-finite latents, so those before it are kept"
+
+
+def steps_within(budget: int, student: Student, start: Params, seen: tuple[Tensor, Tensor]) -> int:
+    """Return how many steps' traces ``budget`` bytes hold, told by the trace of one image."""
+    _, trace = student.step(start, *(t[:1] for t in seen), keep=True)
+    return budget // (trace.nbytes * len(seen[0]))
 
 
 def nothing_to_distil(job: DistillJob) -> str:
