@@ -378,7 +378,13 @@ def test_a_fraction_that_is_no_number_is_refused(key, value):
             for section in ("client", "distill", "union", "global-model")
             for wrong in ("color_blur", "color__flip", "flips", "_", "Flip")
         ],
-        ("global-model.names", "resnet18,resnet50", f"names of {GLOBAL_MODELS} joined by ','"),
+        *[
+            ("global-model.names", wrong, f"different names of {GLOBAL_MODELS} joined by ','")
+            for wrong in (
+                *("resnet18,resnet50", ",", " ", "convnet,,vit", "convnet,", ",convnet"),
+                *("convnet,convnet", "convnet, vit, convnet"),
+            )
+        ],
         ("data.channels", 2, "1 or 3"),
     ],
 )
@@ -400,7 +406,7 @@ def test_own_data_need_class_names_and_an_autoencoder_needs_a_path():
 
 def test_class_names_and_model_names_are_parsed_in_one_place():
     assert DataConfig(class_names=" cat, dog ,,").class_list == ("cat", "dog")
-    names = build(global_model__names="vit, resnet18,vit").global_model.name_list
+    names = build(global_model__names="vit, resnet18").global_model.name_list
     assert names == ("vit", "resnet18")
 
 

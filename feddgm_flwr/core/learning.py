@@ -21,8 +21,14 @@ from feddgm_flwr.events import Emit, Trained, TrainingFailed, TrainProgress
 
 
 def name_list(names: str) -> tuple[str, ...]:
-    """Return comma-separated names, in order, without repeats."""
-    return tuple(dict.fromkeys(n.strip() for n in names.split(",") if n.strip()))
+    """Return comma-separated names, in order; an empty one where nothing is between two commas."""
+    return tuple(n.strip() for n in names.split(",")) if names else ()
+
+
+def are_models(names: str) -> bool:
+    """Whether ``names`` are of larger models, each once."""
+    given = name_list(names)
+    return set(given) <= set(GLOBAL_MODELS) and len(set(given)) == len(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +75,8 @@ class GlobalModelConfig(TrainConfig):
         "",
         'The models, beside the surrogate; "" for none.',
         words=Words(
-            fit=lambda names: set(name_list(names)) <= set(GLOBAL_MODELS),
-            expected=f"names of {GLOBAL_MODELS} joined by ','",
+            fit=are_models,
+            expected=f"different names of {GLOBAL_MODELS} joined by ','",
         ),
     )
     epochs: int = restated(
@@ -89,7 +95,7 @@ class GlobalModelConfig(TrainConfig):
 
     @property
     def name_list(self) -> tuple[str, ...]:
-        """The names in `names`, in order, without repeats."""
+        """The names in `names`, in order."""
         return name_list(self.names)
 
 

@@ -34,6 +34,10 @@ SIZE = 32
 """Side where none is said and the data have none of their own."""
 SHOWN = 6
 """Pictures of a class and part on the sheet."""
+ROWS = 100
+"""Classes in the table and on the sheet, at most."""
+MOST_CLASSES = 1000
+"""Classes that an ``.npz`` is taken to have where its owner names none, at most."""
 
 
 @dataclass
@@ -153,9 +157,21 @@ def _with_progress(files: list[tuple[Path, int]], part: str) -> Iterator[tuple[P
 
 
 def classes_of(path: Path) -> tuple[str, ...]:
-    """Return the class names that the data themselves give: folders, or the labels' numbers."""
+    """Return the class names that the data themselves give: folders, or the labels' numbers.
+
+    Raises
+    ------
+    ValueError
+        Labels so high that they are hardly labels.
+    """
     if layout_of(path) == "npz":
-        return tuple(map(str, range(_highest_label(path) + 1)))
+        highest = _highest_label(path)
+        if highest >= MOST_CLASSES:
+            raise ValueError(
+                f"labels of {str(path)!r} must be 0 to {MOST_CLASSES - 1} unless --classes names "
+                f"the classes, got {highest}; correct them or say --classes"
+            )
+        return tuple(map(str, range(highest + 1)))
     homes = (path / part for part in PARTS)
     try:
         found = {plain(f.name) for home in homes if home.is_dir() for f in folders_in(home)}
@@ -173,8 +189,7 @@ def _highest_label(path: Path) -> int:
             continue
         if not missing and arrays[1].dtype.kind in "iu" and arrays[1].size:
             highest = max(highest, int(arrays[1].max()))
-    # A label beyond all sense must not make a million classes.
-    return min(highest, 9999)
+    return highest
 
 
 def form_of(path: Path) -> tuple[int, int]:
@@ -238,12 +253,16 @@ def _of_part(part: str, seen: Seen) -> list[str]:
 
 
 def _of_classes(classes: Sequence[str], parts: dict[str, Seen]) -> list[str]:
-    """Return a table of images, a row a class."""
+    """Return a table of images, a row a class; classes beyond ``ROWS`` are counted together."""
     counts = {part: Counter(seen.labels) for part, seen in parts.items()}
     head = ["class", *parts]
     rows = [
-        [name, *(str(counts[part][label]) for part in parts)] for label, name in enumerate(classes)
+        [name, *(str(counts[part][label]) for part in parts)]
+        for label, name in enumerate(classes[:ROWS])
     ]
+    if len(classes) > ROWS:
+        rest = [sum(n for label, n in counts[part].items() if label >= ROWS) for part in parts]
+        rows.append([f"({len(classes) - ROWS} more)", *map(str, rest)])
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return [
         "  ".join(
@@ -293,7 +312,7 @@ def draw_sheet(source: Source, parts: dict[str, Seen], path: Path) -> None:
     from feddgm_flwr.monitoring.plots import draw_table
 
     there = [(part, seen) for part, seen in parts.items() if seen.shown]
-    known = sorted({label for _, seen in there for label in seen.shown})[:100]
+    known = sorted({label for _, seen in there for label in seen.shown})[:ROWS]
     cells = {
         (row, column): seen.shown[label]
         for row, label in enumerate(known)
@@ -363,7 +382,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{str(options.data)!r} must be there to be read, got: {error.strerror}; correct it\n"
         )
         return 1
-    source = source_of(options)
+    try:
+        source = source_of(options)
+    except ValueError as error:
+        sys.stdout.write(f"{error}\n")
+        return 1
     parts = look(source)
     if options.classes is None and (said := wrong_names(source.classes)):
         parts["train"].problems.append(f"class names must {said}; rename the folder")

@@ -121,6 +121,36 @@ def test_both_faults_of_an_npz_are_told(tmp_path, capsys):
     assert "must be 2 integers" in said
 
 
+@pytest.mark.parametrize("label", [1000, 10**12, 2**63])
+def test_a_label_beyond_all_sense_is_one_sentence(tmp_path, capsys, label):
+    file = tmp_path / "own.npz"
+    images = RNG.integers(0, 256, (2, 9, 9), np.uint8)
+    np.savez(file, train_images=images, train_labels=np.array([0, label], np.uint64))
+    code, said = run(capsys, file)
+    assert code == 1
+    assert said == (
+        f"labels of {str(file)!r} must be 0 to 999 unless --classes names the classes, got "
+        f"{label}; correct them or say --classes\n"
+    )
+    code, said = run(capsys, file, "--classes", "a,b")
+    assert code == 1
+    assert f"must be 0 to 1, got 0 to {label}" in said
+
+
+def test_classes_beyond_a_hundred_are_counted_together(tmp_path, capsys):
+    file = tmp_path / "own.npz"
+    images = RNG.integers(0, 256, (6, 9, 9), np.uint8)
+    labels = np.array([0, 99, 100, 101, 998, 999])
+    np.savez(file, train_images=images, train_labels=labels)
+    for count, names in ((1000, ()), (5000, ("--classes", ",".join(map(str, range(5000)))))):
+        code, said = run(capsys, file, *names)
+        assert code == 0
+        table = [line.split() for line in said.splitlines()]
+        assert ["99", "1", "0"] in table
+        assert [f"({count - 100}", "more)", "4", "0"] in table
+        assert len(table) < 120
+
+
 @pytest.mark.parametrize("kind", ["gone", "empty", "flat", "text", "npz folder"])
 def test_what_holds_no_data_is_told(tmp_path, capsys, kind):
     path = tmp_path / "own"

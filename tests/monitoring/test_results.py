@@ -99,6 +99,94 @@ def test_the_table_has_a_row_a_round_and_a_column_a_run(tmp_path, capsys):
     assert min(png(tmp_path / "accuracy.png")) > 200
 
 
+def refused(capsys, *arguments):
+    """Return the one sentence with which the comparison ends."""
+    assert compare.main(list(map(str, arguments))) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        ("{}", "got none of the key 'method'"),
+        ("hello", "got no JSON"),
+        ("", "got no JSON"),
+        (b"\xff\xfe", "got no JSON"),
+        ("[" * 100_000, "got no JSON"),
+        ("[1]", "got a JSON array"),
+        ("null", "got a JSON null"),
+    ],
+)
+def test_what_is_no_result_is_refused_in_a_sentence(tmp_path, capsys, content, got):
+    file = tmp_path / "result.json"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = refused(capsys, file)
+    assert said.startswith(f"{str(file)!r} must be the result.json of a run, {got}")
+    assert "; name another" in said
+
+
+def test_a_result_that_is_not_there_or_a_folder_is_refused_in_a_sentence(tmp_path, capsys):
+    for path, got in ((tmp_path, "Is a directory"), (tmp_path / "no", "No such file or directory")):
+        said = refused(capsys, path)
+        assert said == f"{str(path)!r} must be a file that can be read, got: {got}; name another"
+
+
+@pytest.mark.parametrize("key", compare.NEEDED)
+def test_every_key_that_is_read_is_asked_for(tmp_path, capsys, key):
+    file, made = tmp_path / "result.json", results().to_dict()
+    file.write_text(json.dumps({k: v for k, v in made.items() if k != key}))
+    assert f"got none of the key {key!r}" in refused(capsys, file)
+    file.write_text(json.dumps(made | {key: True}))
+    assert f"got boolean for the key {key!r}" in refused(capsys, file)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *[{"rounds": [r]} for r in (1, {}, {"round": 1}, {"accuracy": {}}, {"round": "1"})],
+        *[{"rounds": [{"round": 1, "accuracy": a}]} for a in ([], {"s": None}, {"s": "high"})],
+        *[{"rounds": [{"round": 1, "accuracy": {"s": a}}]} for a in (10**400, float("nan"), -1)],
+        *[{"generator_only": {"accuracy": a}} for a in (None, {"s": None}, [0.5])],
+    ],
+)
+def test_rounds_and_controls_of_another_shape_are_refused(tmp_path, capsys, wrong):
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(results().to_dict() | wrong))
+    assert "accuracy of each model from 0 to 1" in refused(capsys, file)
+
+
+def test_a_result_of_the_first_version_is_told_and_its_remedy_helps(tmp_path, capsys):
+    file, made = tmp_path / "result.json", results().to_dict()
+    file.write_text(json.dumps({"strategy": made.pop("method"), **made}))
+    said = refused(capsys, file)
+    assert str(file) in said
+    assert "version 0.1.0" in said
+    assert said.endswith("rename that key to 'method'")
+    file.write_text(file.read_text().replace('"strategy"', '"method"'))
+    assert compare.main([str(file)]) == 0
+
+
+def test_a_run_without_a_round_is_compared(tmp_path, capsys):
+    results(rounds=0).save(tmp_path)
+    out = tmp_path / "accuracy.png"
+    assert compare.main([str(tmp_path / "result.json"), "--out", str(out)]) == 0
+    assert min(png(out)) > 200
+
+
+def test_a_picture_that_cannot_be_written_is_told_in_a_sentence(tmp_path, capsys):
+    results().save(tmp_path)
+    file, folder = tmp_path / "result.json", tmp_path / "folder"
+    folder.mkdir()
+    exists = f"[Errno 17] File exists: {str(file)!r}"
+    for out, got in ((folder, "a folder"), (file / "x.png", exists)):
+        said = refused(capsys, file, "--out", out)
+        assert said == (
+            f"--out {str(out)!r} must be a file that can be written, got: {got}; name another"
+        )
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["folder", "result.json"]
+
+
 def test_runs_of_one_method_keep_their_own_lines():
     made = [results().to_dict() | {"seed": seed} for seed in (0, 1, 1)]
     assert list(plots.curves(made)) == [

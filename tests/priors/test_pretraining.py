@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -164,8 +165,86 @@ def test_a_folder_without_images_is_refused(tmp_path):
         read_folder(tmp_path, channels=1, size=8)
 
 
-@pytest.mark.parametrize("bad", [["--size", "30"], ["--channels", "3"]])
-def test_impossible_options_are_refused(bad, capsys):
+def refused(capsys, *arguments):
+    """Return the one line with which the command ends."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(map(str, arguments)))
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("feddgm-pretrain: error: ")
+    return line.removeprefix("feddgm-pretrain: error: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        *[(name, value, "1 or more") for value in (0, -3)
+          for name in ("steps", "batch", "width", "latent-channels", "threads")],
+        ("seed", -1, "0 or more"),
+        *[("size", value, "a multiple of 4 from 8 to 1024") for value in (30, 0, -8, 1028)],
+    ],
+)  # fmt: skip
+def test_an_option_out_of_range_is_refused_in_a_line(tmp_path, option, value, expected, capsys):
+    said = refused(capsys, "--out", tmp_path / "out", f"--{option}={value}")
+    assert said == f"--{option} must be {expected}, got {value}; correct it"
+    assert not (tmp_path / "out").exists()
+
+
+def test_colour_glyphs_are_refused_in_a_line(tmp_path, capsys):
+    said = refused(capsys, "--out", tmp_path / "out", "--channels", 3)
+    assert said.startswith("--channels must be 1 for glyphs, got 3; ")
+
+
+@pytest.mark.parametrize("option", ["--steps", "--width"])
+def test_what_is_no_number_is_refused_by_name(option, capsys):
     with pytest.raises(SystemExit):
-        cli.parse(["--out", "x", *bad])
-    assert "must be" in capsys.readouterr().err
+        cli.parse(["--out", "x", option, "nan"])
+    assert f"argument {option}: invalid int value: 'nan'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("name", ["lr", "noise"])
+def test_a_rate_out_of_range_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got {value}; correct it$"):
+        tiny_run(**{name: value})
+
+
+def test_a_learning_rate_of_nothing_is_refused_and_no_noise_is_not():
+    with pytest.raises(ValueError, match=r"^lr must be greater than 0, got 0\.0"):
+        tiny_run(lr=0.0)
+    assert tiny_run(noise=0.0).noise == 0
+
+
+@pytest.mark.parametrize("kind", ["gone", "file", "no picture"])
+def test_wrong_images_are_refused_in_a_line(tmp_path, kind, capsys):
+    images = tmp_path / "images"
+    if kind == "file":
+        images.write_text("hello")
+    elif kind == "no picture":
+        write_images(images, "L")
+        (images / "dark" / "notes.txt").write_text("hello")
+    said = refused(capsys, "--out", tmp_path / "out", "--images", images)
+    assert str(images) in said
+    assert "; " in said
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_a_line(tmp_path, capsys):
+    (tmp_path / "out").write_text("in the way")
+    said = refused(capsys, "--out", tmp_path / "out" / "prior")
+    assert said == (
+        f"--out {tmp_path / 'out' / 'prior'} must be a folder that can be made, got: Not a "
+        "directory; name another"
+    )
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_checkpoint_that_does_not_fit_is_refused_in_a_line(tmp_path, damaged, capsys):
+    write_images(tmp_path / "images", "L")
+    fit(tiny_run(), noise_source(), tmp_path, on_step=nothing)
+    if damaged:
+        (tmp_path / CHECKPOINT).write_bytes(b"hello")
+    said = refused(
+        capsys, "--out", tmp_path, "--images", tmp_path / "images", "--size", 8, "--steps", 6
+    )
+    assert str(tmp_path / CHECKPOINT) in said
+    assert ("is damaged" if damaged else "is of another run") in said

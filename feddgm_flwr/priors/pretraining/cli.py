@@ -1,14 +1,19 @@
 """``feddgm-pretrain``: a class-conditional prior of fonts, or of your own images."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
 
 from feddgm_flwr.priors.bank import LatentBank
 from feddgm_flwr.priors.pretraining.sources import GlyphSource, Source, read_folder
+
+if TYPE_CHECKING:
+    from feddgm_flwr.priors.pretraining.train import Pretraining
 
 COLUMNS = 20
 """Samples a class in the picture."""
@@ -36,30 +41,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    if options.size < 8 or options.size % 4:
-        parser.error(f"--size must be a multiple of 4 from 8, got {options.size}")
+    try:
+        config_of(options)
+    except ValueError as error:
+        refuse(f"--{error}")
+    if options.threads < 1:
+        refuse(f"--threads must be 1 or more, got {options.threads}; correct it")
     if options.images is None and options.channels != 1:
-        parser.error("--channels must be 1 for glyphs; give --images for colour")
+        refuse(f"--channels must be 1 for glyphs, got {options.channels}; give --images for colour")
     return options
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command."""
-    from tqdm import tqdm
+def config_of(options: argparse.Namespace) -> "Pretraining":
+    """Return what the options say of the training."""
+    from feddgm_flwr.priors.pretraining.train import Pretraining
 
-    from feddgm_flwr.monitoring.plots import skipping
-    from feddgm_flwr.priors.pretraining.train import (
-        CHECKPOINT,
-        Pretraining,
-        fit,
-        make_bank,
-    )
-
-    options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    source = build_source(options)
-    config = Pretraining(
+    return Pretraining(
         seed=options.seed,
         steps=options.steps,
         batch=options.batch,
@@ -68,7 +65,42 @@ def main(arguments: list[str] | None = None) -> None:
         channels=options.channels,
         size=options.size,
     )
-    with tqdm(total=config.steps, desc="pretraining", unit="step") as bar:
+
+
+def refuse(said: str) -> NoReturn:
+    """End the command with one line, as argparse does."""
+    sys.stderr.write(f"feddgm-pretrain: error: {' '.join(said.splitlines())}\n")
+    raise SystemExit(2)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
+    options = parse(arguments)
+    try:
+        pretrain(options)
+    except ValueError as error:  # options, images or a checkpoint that cannot be used
+        refuse(str(error))
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """Make the prior.
+
+    Raises
+    ------
+    ValueError
+        The images, the folder or its checkpoint cannot be used.
+    """
+    from tqdm import tqdm
+
+    from feddgm_flwr.monitoring.plots import skipping
+    from feddgm_flwr.priors.pretraining.train import CHECKPOINT, fit, make_bank
+
+    torch.set_num_threads(options.threads)
+    make_folder(options.out)
+    source = build_source(options)
+    config = config_of(options)
+    # Drawn from the first step on, so that what is refused before stands alone.
+    with tqdm(total=config.steps, desc="pretraining", unit="step", delay=1e-3) as bar:
 
         def on_step(step: int, loss: float) -> None:
             bar.update(step - bar.n)
@@ -82,6 +114,22 @@ def main(arguments: list[str] | None = None) -> None:
     with skipping("samples.png"):
         picture(lambda z: model.decode(z).sample, bank, options.out / "samples.png")
     (options.out / CHECKPOINT).unlink()
+
+
+def make_folder(out: Path) -> None:
+    """Make the new prior's folder.
+
+    Raises
+    ------
+    ValueError
+        It cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {out} must be a folder that can be made, got: {error.strerror}; name another"
+        ) from error
 
 
 def build_source(options: argparse.Namespace) -> Source:

@@ -27,6 +27,8 @@ BANK_BYTES = 1_600_000
 """Room for the bank at a byte a number: weights and bank together stay under 2 MB."""
 BANK_PER_CLASS = 400
 """More latents a class than this would help no more."""
+LEAST = {"seed": 0, "steps": 1, "batch": 1, "width": 1, "latent_channels": 1, "noise": 0}
+"""Options of a number -> the least that it may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,11 @@ class Pretraining:
     noise
         Standard deviation of the noise on latents in training: what a small step in
         latent space must not break.
+
+    Raises
+    ------
+    ValueError
+        A value out of range, or not finite.
     """
 
     seed: int = 0
@@ -55,6 +62,21 @@ class Pretraining:
     noise: float = 0.15
     channels: int = 1
     size: int = 28
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            _check(least <= value < math.inf, name, value, f"{least} or more")
+        _check(0 < self.lr < math.inf, "lr", self.lr, "greater than 0")
+        _check(self.channels in (1, 3), "channels", self.channels, "1 or 3")
+        fits = 8 <= self.size <= 1024 and self.size % 4 == 0
+        _check(fits, "size", self.size, "a multiple of 4 from 8 to 1024")
+
+
+def _check(ok: bool, name: str, value: float | int, expected: str) -> None:
+    if not ok:
+        option = name.replace("_", "-")
+        raise ValueError(f"{option} must be {expected}, got {value!r}; correct it")
 
 
 def build_autoencoder(config: Pretraining) -> AutoencoderTiny:
