@@ -33,7 +33,7 @@ def heard(caplog, monkeypatch):
 
 
 def missing(caplog):
-    return [line for line in said(caplog) if "global-model.names" in line]
+    return [line for line in said(caplog) if line.startswith("global-model.names = ")]
 
 
 def test_the_control_and_a_second_architecture_are_reported(tmp_path, caplog):

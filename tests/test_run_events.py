@@ -24,7 +24,7 @@ SCORE = [*phase("score"), "scored"]
 ROUND = [
     *phase("wait"),
     "round-start",
-    *phase("clients", *["client-asked"] * 3),
+    *phase("clients", *[("client-asked", "clients")] * 3),
     *["client-reply"] * 3,
     *phase("distill", *["distilled"] * 3),
     *phase("learn", "trained"),
