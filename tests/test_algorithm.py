@@ -10,7 +10,7 @@ from toy import quiet, same
 from feddgm_flwr.build import first_state
 from feddgm_flwr.core.algorithm import apply_round, distill_job, rehearsal_set
 from feddgm_flwr.core.evaluation import evaluate
-from feddgm_flwr.core.params import all_finite, load_params
+from feddgm_flwr.core.params import all_finite, load_params, weighted_mean
 from feddgm_flwr.events import PhaseEnd, PhaseStart, Trained, TrainingFailed
 
 
@@ -160,6 +160,55 @@ def test_surrogate_is_updated_as_asked(how):
     is_mean = all(torch.allclose(after.surrogate[k], mean[k], atol=1e-6) for k in mean)
     assert is_mean == (how == "aggregate")
     assert bool(learned) == (how != "aggregate")
+
+
+def mean_of(updates):
+    weights = [u.num_examples for u in updates]
+    return weighted_mean([u.params for u in updates], weights)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_next_surrogate_keeps_its_share_of_the_plain_aggregate(share):
+    alone = toy.server(union__aggregate_share=0.0)
+    state, updates = toy.federation(alone)
+    taught, _, _ = one_round(alone, state, updates)
+    after, _, _ = one_round(toy.server(union__aggregate_share=share), state, updates)
+    for name, plain in mean_of(updates).items():
+        expected = torch.lerp(taught.surrogate[name], plain, share)
+        torch.testing.assert_close(after.surrogate[name], expected)
+
+
+def test_training_on_the_union_begins_with_the_owners_rows_unless_told_otherwise():
+    """With no epochs the union changes nothing, and what it began with is left."""
+    state, updates = toy.federation(toy.server())
+    rows = {}
+    for how in ("all", "owners"):
+        server = toy.server(union__classifier_mean=how, union__epochs=0, union__aggregate_share=0.0)
+        rows[how] = one_round(server, state, updates)[0].surrogate["classifier.weight"]
+    torch.testing.assert_close(rows["all"], mean_of(updates)["classifier.weight"])
+    # Client 0 owns a and b, client 1 owns c alone.
+    torch.testing.assert_close(rows["owners"][:2], updates[0].params["classifier.weight"][:2])
+    torch.testing.assert_close(rows["owners"][2], updates[1].params["classifier.weight"][2])
+
+
+def test_every_class_weighs_the_same_in_the_union_unless_told_otherwise():
+    """Two clients own b: its images are twice as many."""
+    server = toy.server()
+    state, updates = toy.federation(server)
+    updates[1] = toy.update(server, state, 1, toy.images([1, 2] * 6, 1))
+    taught = {}
+    for balanced in (True, False):
+        server = toy.server(union__balance_classes=balanced)
+        taught[balanced] = one_round(server, state, updates)[0].surrogate
+    assert not toy.same(taught[True], taught[False])
+
+
+def test_images_go_to_training_as_the_student_saw_them():
+    server = toy.server(distill__iterations=30, distill__latent_lr=0.5)
+    state, updates = toy.federation(server)
+    _, report = apply_round(state, updates, server.shop, emit=quiet)
+    assert report.fresh.images.min() < 0
+    assert report.fresh.images.max() > 1
 
 
 def test_warm_start_goes_on_from_the_last_rounds_latents():

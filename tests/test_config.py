@@ -191,6 +191,7 @@ def test_the_paper_recipe_is_the_authors_settings():
         "distill.classes": "all",
         "distill.warm-start": False,
         "union.surrogate-update": "synthetic",
+        "union.balance-classes": False,  # of later than these settings, and none of theirs
         "union.epochs": 1000,
         "union.lr": 0.01,
         "union.momentum": 0.0,
@@ -434,6 +435,8 @@ UNREAD = [
     ({"distill.engine": "serial"}, "distill.workers", 2),
     ({}, "distill.ray-address", "host:1"),
     ({"distill.engine": "serial"}, "distill.ray-gpus", 0.5),
+    ({"union.surrogate-update": "aggregate"}, "union.classifier-mean", "all"),
+    ({"union.surrogate-update": "synthetic"}, "union.aggregate-share", 0.5),
 ]
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.local import ClientConfig
 from feddgm_flwr.core.models import SurrogateConfig, build_surrogate, initialise
-from feddgm_flwr.core.ownership import ROUNDING, decay_bound, owned_classes
-from feddgm_flwr.core.params import load_params, params_of
+from feddgm_flwr.core.ownership import ROUNDING, decay_bound, mean_of_owners, owned_classes
+from feddgm_flwr.core.params import load_params, params_of, weighted_mean
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import TrainConfig, train
 
@@ -171,3 +171,30 @@ def test_where_decay_oscillates_nothing_is_proved():
     assert decay_bound(config, 20) == math.inf
     start, reply = trained(torch.tensor([1, 4] * 10), 0, lr=0.05)
     assert owned_classes(start, reply, None, shrink=math.inf) == ()
+
+
+def test_the_mean_of_owners_leaves_out_who_only_pressed_a_class_down():
+    """Rows of the classifier by hand; all else is the plain weighted mean."""
+    replies = [
+        {
+            "conv": torch.tensor([float(i)]),
+            "classifier.weight": torch.full((3, 2), float(i)),
+            "classifier.bias": torch.full((3,), 10.0 * i),
+        }
+        for i in (1, 2, 4)
+    ]
+    mean = mean_of_owners(replies, [1, 3, 4], [(0,), (0, 1), (1,)])
+    assert mean["conv"].item() == (1 * 1 + 3 * 2 + 4 * 4) / 8
+    rows = [(1 * 1 + 3 * 2) / 4, (3 * 2 + 4 * 4) / 7, (1 * 1 + 3 * 2 + 4 * 4) / 8]
+    torch.testing.assert_close(mean["classifier.weight"], torch.tensor(rows)[:, None].expand(3, 2))
+    torch.testing.assert_close(mean["classifier.bias"], 10 * torch.tensor(rows))
+    assert replies[0]["classifier.bias"].tolist() == [10.0] * 3
+
+
+def test_where_all_own_all_the_mean_of_owners_is_the_mean():
+    replies = [
+        {"classifier.weight": torch.rand(2, 2), "classifier.bias": torch.rand(2)} for _ in range(3)
+    ]
+    got, plain = mean_of_owners(replies, [1, 2, 3], [(0, 1)] * 3), weighted_mean(replies, [1, 2, 3])
+    for name in plain:
+        torch.testing.assert_close(got[name], plain[name])

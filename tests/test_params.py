@@ -7,6 +7,7 @@ from torch import nn
 
 from feddgm_flwr.core.params import (
     all_finite,
+    blend,
     dot,
     fingerprint,
     load_params,
@@ -150,3 +151,14 @@ def test_soundness_is_looked_for_at_any_depth(bad):
     assert sound(whole)
     assert not sound(whole | {"n": [1, bad]})
     assert not sound(whole | {"c": {3: {"w": torch.tensor([1.0, bad])}}})
+
+
+def test_a_blend_lies_between_its_ends():
+    a, b = {"x": torch.zeros(2), "y": torch.ones(1)}, {"x": torch.ones(2), "y": torch.zeros(1)}
+    assert same(blend(a, b, 0.0), a)
+    assert same(blend(a, b, 1.0), b)
+    assert blend(a, b, 0.25)["x"].tolist() == [0.25, 0.25]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -110,3 +110,24 @@ def test_labels_that_were_hard_stay_hard_and_those_of_a_soft_run_stay_soft_when_
     assert extended(fresh({0: 1}), {0: 1, 1: 1}, labels="soft").label_logits is None
     soft = fresh({0: 1}, labels="soft")
     assert extended(soft, {0: 1}, labels="hard").label_logits is soft.label_logits
+
+
+def test_balanced_lets_every_class_that_is_there_weigh_the_same():
+    targets = torch.eye(4)[[0, 0, 0, 1, 3]]
+    uneven = SyntheticSet(
+        torch.rand(5, 1, 2, 2), targets, torch.tensor([1.0, 2, 3, 4, 5]), torch.zeros(5).long()
+    )
+    even = uneven.balanced()
+    mass = (even.targets * even.weights[:, None]).sum(0)
+    torch.testing.assert_close(mass, torch.tensor([1.0, 1, 0, 1]))
+    # Within a class the images keep their proportions, and nothing else changes.
+    torch.testing.assert_close(even.weights[:3] / even.weights[0], torch.tensor([1.0, 2, 3]))
+    assert even.images is uneven.images
+    assert even.targets is uneven.targets
+
+
+def test_balanced_takes_soft_targets_by_their_shares_and_an_empty_set_as_it_is():
+    soft = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    even = SyntheticSet(torch.rand(2, 1, 2, 2), soft, torch.ones(2), torch.zeros(2).long())
+    torch.testing.assert_close(even.balanced().weights, torch.tensor([0.5 / 1.5 + 1, 1 / 1.5]))
+    assert len(SyntheticSet.empty(toy.SPEC).balanced()) == 0

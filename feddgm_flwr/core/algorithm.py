@@ -7,6 +7,7 @@ federation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 
 import torch
@@ -16,8 +17,8 @@ from feddgm_flwr.core.distillation.distill import Bench, DistillJob, DistillResu
 from feddgm_flwr.core.distillation.engine import Engine
 from feddgm_flwr.core.distillation.progress import distilled
 from feddgm_flwr.core.learning import Learners, UnionConfig
-from feddgm_flwr.core.ownership import decay_bound, owned_classes
-from feddgm_flwr.core.params import Params, weighted_mean
+from feddgm_flwr.core.ownership import decay_bound, mean_of_owners, owned_classes
+from feddgm_flwr.core.params import Params, blend, weighted_mean
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.start import prior_set
 from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
@@ -70,10 +71,12 @@ def apply_round(
     fresh = SyntheticSet.concat([SyntheticSet.empty(shop.bench.spec), *parts])
     replay = (*state.replay, fresh)[-shop.union.replay_rounds :]
     union = SyntheticSet.concat([*replay, rehearsal_set(shop, server_round)])
+    if shop.union.balance_classes:
+        union = union.balanced()
 
     # Step 5: the next surrogate and the global models learn from the union.
     # A reply that could not be distilled is not averaged either.
-    sound = [u for u, r in zip(updates, results, strict=True) if len(r.images)]
+    sound = [(u, j) for u, j, r in zip(updates, jobs, results, strict=True) if len(r.images)]
     with phase("learn", server_round, emit):
         surrogate = next_surrogate(state, sound, union, shop, emit)
         models = next_global_models(state, union, shop, emit)
@@ -131,22 +134,25 @@ def rehearsal_set(shop: Workshop, server_round: int) -> SyntheticSet:
 
 def next_surrogate(
     state: ServerState,
-    updates: Sequence[ClientUpdate],
+    sound: Sequence[tuple[ClientUpdate, DistillJob]],
     union: SyntheticSet,
     shop: Workshop,
     emit: Emit,
 ) -> Params:
     """Return theta_{t+1}: the old surrogate or the mean reply, trained on the union or not."""
-    how, server_round = shop.union.surrogate_update, state.server_round + 1
-    start = state.surrogate
-    if how.startswith("aggregate") and updates:
-        start = weighted_mean([u.params for u in updates], [u.num_examples for u in updates])
-    if how == "aggregate":
-        return start
+    config, server_round = shop.union, state.server_round + 1
     rng = derive(shop.seed, "surrogate-training", server_round)
-    return shop.learners.surrogate.learn(
-        start, union, rng=rng, server_round=server_round, emit=emit
-    )
+    learn = partial(shop.learners.surrogate.learn, rng=rng, server_round=server_round, emit=emit)
+    if config.surrogate_update == "synthetic" or not sound:
+        alone = config.surrogate_update == "aggregate"
+        return state.surrogate if alone else learn(state.surrogate, union)
+    replies, weights = [u.params for u, _ in sound], [u.num_examples for u, _ in sound]
+    mean = weighted_mean(replies, weights)
+    if config.surrogate_update == "aggregate":
+        return mean
+    owned = [job.images_per_class for _, job in sound]
+    start = mean if config.classifier_mean == "all" else mean_of_owners(replies, weights, owned)
+    return blend(learn(start, union), mean, config.aggregate_share)
 
 
 def next_global_models(

@@ -54,6 +54,23 @@ class UnionConfig(TrainConfig):
         False,
         "Weigh a client's images by its example count, so that n_i speaks in the union too.",
     )
+    balance_classes: bool = setting(
+        True, "Let every class weigh the same, however many clients own it.", paper=False
+    )
+    classifier_mean: Literal["all", "owners"] = setting(
+        "owners",
+        "Where training on the union begins: each class's row of the classifier is the mean of all "
+        "replies, or of those whose clients own the class.",
+        only={"surrogate_update": ("aggregate+synthetic",)},
+    )
+    aggregate_share: float = setting(
+        0.4,
+        "The share of the plain mean of the replies in the next surrogate, the rest being what the "
+        "union made of it: so that images which do not fit cannot undo it. 1 would be FedAvg.",
+        ge=0,
+        le=1,
+        only={"surrogate_update": ("aggregate+synthetic",)},
+    )
     replay_rounds: int = setting(
         1, "Rounds whose synthetic sets make up the union; 1 is this round's alone.", ge=1
     )

@@ -17,12 +17,13 @@ Knows the names of the surrogate's last layer and nothing else.
 """
 
 import math
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.params import Params, weighted_mean
 from feddgm_flwr.core.training import TrainConfig, steps_of
 
 ROUNDING = 2.0**-23
@@ -49,6 +50,28 @@ def owned_classes(
         return tuple(k for k, n in enumerate(label_counts) if n > 0)
     rose = _rise(start, reply, shrink) > 0
     return tuple(int(k) for k in rose.nonzero().flatten())
+
+
+def mean_of_owners(
+    replies: Sequence[Params], weights: Sequence[float | int], owned: Sequence[Collection[int]]
+) -> Params:
+    """Return the weighted mean, each class's row of the classifier over its owners alone.
+
+    Who lacks a class only ever presses its row down, whatever the class looks like. A class of
+    nobody keeps the mean over all.
+
+    Parameters
+    ----------
+    owned
+        The classes of each reply's client.
+    """
+    mean = weighted_mean(replies, weights)
+    for k in sorted(set().union(*owned)):
+        having = [i for i, classes in enumerate(owned) if k in classes]
+        rows = [{name: replies[i][name][k] for name in CLASSIFIER} for i in having]
+        for name, row in weighted_mean(rows, [weights[i] for i in having]).items():
+            mean[name][k] = row
+    return mean
 
 
 def decay_bound(config: TrainConfig, num_examples: int) -> float:

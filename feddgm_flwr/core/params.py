@@ -68,6 +68,11 @@ def sound(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def blend(a: Params, b: Params, share: float) -> Params:
+    """Return ``(1 - share) a + share b``."""
+    return {name: torch.lerp(a[name], b[name], share) for name in a}
+
+
 def all_finite(params: Params) -> bool:
     """Whether no value is NaN or infinite."""
     return all(bool(torch.isfinite(p).all()) for p in params.values())

@@ -9,7 +9,7 @@ import logging
 import torch
 from torch.nn.functional import one_hot
 
-from feddgm_flwr.core.distillation.distill import Bench, decode_clamped
+from feddgm_flwr.core.distillation.distill import Bench, decode
 from feddgm_flwr.core.learning import Learners, StartConfig, copied
 from feddgm_flwr.core.models import initialise
 from feddgm_flwr.core.params import params_of
@@ -83,7 +83,7 @@ def prior_set(bench: Bench, server_round: int, count: int, *, seed: int) -> Synt
     labels = torch.arange(spec.num_classes).repeat_interleave(count)
     values = bench.prior.sample(labels, rng=derive(seed, "prior-images", server_round))
     return SyntheticSet(
-        images=decode_clamped(bench.prior, values, bench),
+        images=decode(bench.prior, values, bench).clamp(0, 1),
         targets=one_hot(labels, spec.num_classes).float(),
         weights=torch.ones(len(labels)),
         owner=torch.full((len(labels),), -1),

@@ -5,7 +5,7 @@ generator beyond ``Prior``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -49,7 +49,7 @@ class SyntheticSet:
     Attributes
     ----------
     images
-        In [0, 1].
+        About in [0, 1]; distilled ones as the student saw them.
     targets
         Class probabilities.
     weights
@@ -75,6 +75,12 @@ class SyntheticSet:
             weights=torch.cat([s.weights for s in sets]),
             owner=torch.cat([s.owner for s in sets]),
         )
+
+    def balanced(self) -> "SyntheticSet":
+        """Return the same images, weighted so that every class that is there counts the same."""
+        mass = (self.targets * self.weights[:, None]).sum(0)
+        even = torch.where(mass > 0, 1 / mass, 0.0)
+        return replace(self, weights=self.weights * (self.targets * even).sum(1))
 
     @staticmethod
     def empty(spec: ImageSpec) -> "SyntheticSet":

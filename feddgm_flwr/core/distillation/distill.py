@@ -98,7 +98,7 @@ class DistillResult:
     Attributes
     ----------
     images
-        Decoded, clamped to [0, 1].
+        Decoded, as the student saw them: clamped, they would no longer take it to the client's end.
     targets
         Class probabilities.
     """
@@ -385,7 +385,7 @@ def _result(
         seconds=seconds,
         stopped=stopped,
     )
-    images = decode_clamped(bench.prior, latents.values, bench)
+    images = decode(bench.prior, latents.values, bench)
     return DistillResult(latents, images, targets, report)
 
 
@@ -410,7 +410,7 @@ def failed_result(
 
 
 @torch.no_grad()
-def decode_clamped(prior: Prior, values: Tensor, bench: Bench) -> Float[Tensor, "n c h w"]:
-    """Return images in [0, 1] on the CPU, decoded a chunk at a time."""
+def decode(prior: Prior, values: Tensor, bench: Bench) -> Float[Tensor, "n c h w"]:
+    """Return images on the CPU, decoded a chunk at a time; about in [0, 1]."""
     parts = [prior.decode(part.to(bench.device)).cpu() for part in torch.split(values, bench.chunk)]
-    return torch.cat(parts).clamp(0, 1)
+    return torch.cat(parts)
