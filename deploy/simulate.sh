@@ -31,9 +31,16 @@ TOML
 
 # Ray gives its own servers 30 s to start, a fixed time: too short for a disk that has not read them
 # yet or a machine that is busy. So it is started here, where a second try costs no run.
-# Without Ray's client server: nobody asks it, and in a folder with a blank it ends the whole of Ray.
+# Ray hands the path of Python to a shell as it is: one with a blank gets another name. Its client
+# server, which nobody asks, fails there too and ends the whole of Ray, so it is left out.
 launch_ray() {
-  start "$WORK/ray.log" ray start --head --block --node-ip-address=127.0.0.1 --port="$GCS" \
+  local python
+  python=$(python -c 'import sys; print(sys.executable)')
+  if [[ $python == *" "* ]]; then
+    ln -sfn "$(dirname "$(dirname "$python")")" "$RAY_TMPDIR/python"
+    python=$RAY_TMPDIR/python/bin/$(basename "$python")
+  fi
+  start "$WORK/ray.log" "$python" -m ray.scripts.scripts start --head --block --node-ip-address=127.0.0.1 --port="$GCS" \
     --ray-client-server-port=0 --include-dashboard=false --temp-dir="$RAY_TMPDIR/ray"
   RAY_PID=$!
 }

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +20,10 @@ def two_nodes() -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch, ignored_resources():
         patch.delenv("RAY_ADDRESS", raising=False)
+        if " " in sys.executable:  # Ray hands it to a shell as it is
+            home = Path(tempfile.mkdtemp()) / "python"
+            home.symlink_to(Path(sys.executable).parents[1])
+            patch.setattr(sys, "executable", str(home / "bin" / Path(sys.executable).name))
         # The nodes' workers unpickle what tests define.
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         cluster = started()
