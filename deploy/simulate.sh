@@ -19,7 +19,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 python "$APP/deploy/merge_config.py" "$WORK/run.toml" "$@"
 
-read -r CONTROL APPIO GCS <<<"$(free_ports 3)"
+read -r CONTROL APPIO GCS RAY_CLIENT <<<"$(free_ports 4)"
 cat >"$FLWR_HOME/config.toml" <<TOML
 [superlink]
 default = "feddgm"
@@ -31,8 +31,7 @@ TOML
 
 # Ray gives its own servers 30 s to start, a fixed time: too short for a disk that has not read them
 # yet or a machine that is busy. So it is started here, where a second try costs no run.
-# Ray hands the path of Python to a shell as it is: one with a blank gets another name. Its client
-# server, which nobody asks, fails there too and ends the whole of Ray, so it is left out.
+# Ray hands the path of Python to a shell as it is: one with a blank gets another name.
 launch_ray() {
   local python
   python=$(python -c 'import sys; print(sys.executable)')
@@ -41,7 +40,7 @@ launch_ray() {
     python=$RAY_TMPDIR/python/bin/$(basename "$python")
   fi
   start "$WORK/ray.log" "$python" -m ray.scripts.scripts start --head --block --node-ip-address=127.0.0.1 --port="$GCS" \
-    --ray-client-server-port=0 --include-dashboard=false --temp-dir="$RAY_TMPDIR/ray"
+    --ray-client-server-port="$RAY_CLIENT" --include-dashboard=false --temp-dir="$RAY_TMPDIR/ray"
   RAY_PID=$!
 }
 
