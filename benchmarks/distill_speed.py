@@ -48,7 +48,7 @@ from feddgm_flwr.core.algorithm import distill_job
 from feddgm_flwr.core.distillation.distill import (
     Bench,
     DistillJob,
-    decode_clamped,
+    decode,
     distill_client,
     student_input,
     student_of,
@@ -309,7 +309,7 @@ def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:
     latents = distill_client(case.job, replace(bench, config=replace(bench.config, iterations=0)))
     assert latents.latents is not None
     values = latents.latents.values
-    after = counted(lambda: decode_clamped(bench.prior, values, bench))
+    after = counted(lambda: decode(bench.prior, values, bench))
     engine = counted(lambda: distill_client(case.job, detached)) - after
     reference = counted(lambda: distill_plainly(case.job, bench, 1))
     images = bench.prior.decode(values.to(bench.device)).detach()
