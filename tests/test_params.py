@@ -12,7 +12,6 @@ from feddgm_flwr.core.params import (
     fingerprint,
     load_params,
     params_of,
-    sound,
     squared_distance,
     weighted_mean,
 )
@@ -148,9 +147,9 @@ def test_a_fingerprint_takes_scalars_and_half_precision():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_soundness_is_looked_for_at_any_depth(bad):
     whole = {"m": None, "c": {3: {"w": torch.ones(2)}}, "n": [1, 2.5, "x"]}
-    assert sound(whole)
-    assert not sound(whole | {"n": [1, bad]})
-    assert not sound(whole | {"c": {3: {"w": torch.tensor([1.0, bad])}}})
+    assert all_finite(whole)
+    assert not all_finite(whole | {"n": [1, bad]})
+    assert not all_finite(whole | {"c": {3: {"w": torch.tensor([1.0, bad])}}})
 
 
 def test_a_blend_lies_between_its_ends():

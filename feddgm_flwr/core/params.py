@@ -57,22 +57,17 @@ def weighted_mean(many: Sequence[Params], weights: Sequence[float | int]) -> Par
     }
 
 
-def sound(value: object) -> bool:
+def all_finite(value: object) -> bool:
     """Whether no tensor and no number in nested mappings and lists is NaN or infinite."""
     if isinstance(value, Tensor):
         return bool(torch.isfinite(value).all())
     if isinstance(value, Mapping):
-        return all(map(sound, value.values()))
+        return all(map(all_finite, value.values()))
     if isinstance(value, list | tuple):
-        return all(map(sound, value))
+        return all(map(all_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
 
 
 def blend(a: Params, b: Params, share: float) -> Params:
     """Return ``(1 - share) a + share b``."""
     return {name: torch.lerp(a[name], b[name], share) for name in a}
-
-
-def all_finite(params: Params) -> bool:
-    """Whether no value is NaN or infinite."""
-    return all(bool(torch.isfinite(p).all()) for p in params.values())

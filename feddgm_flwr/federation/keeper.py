@@ -27,7 +27,7 @@ from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.engine import threads
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.local import Task
-from feddgm_flwr.core.params import sound
+from feddgm_flwr.core.params import all_finite
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import DistillReport, RoundReport, ServerState
@@ -261,7 +261,7 @@ class RoundKeeper(Strategy):
             state, report = self._half.advance(
                 self.state, screened.updates, population=self.roster.population
             )
-        if not sound([state.surrogate, state.global_models, state.memory]):
+        if not all_finite([state.surrogate, state.global_models, state.memory]):
             self._round.kept = "the new one holds NaN or infinity"
             return
         self.state, self._round.report = state, report

@@ -29,7 +29,7 @@ from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.local import checkpoint_steps
 from feddgm_flwr.core.models import ConvNet
-from feddgm_flwr.core.params import Params, sound, squared_distance
+from feddgm_flwr.core.params import Params, all_finite, squared_distance
 from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive, derive_seed
 from feddgm_flwr.core.state import DistillReport
@@ -179,7 +179,7 @@ def distill_client(
 
 def after_last_step(last: Latents, before: Latents, stopped: str) -> tuple[Latents, str]:
     """Return what is kept, and why the descent ended: no loss has judged the last step yet."""
-    if sound(vars(last)):
+    if all_finite(vars(last)):
         return last, stopped
     return before, "the last step left non-finite latents, so those before it are kept"
 
