@@ -188,18 +188,19 @@ class RunConfig(Settings):
 
         Unlike what ``check_read`` refuses, they may stand in a file that serves several methods.
         """
+        flat, defaults = self.flat(), recipe_values() if self.recipe == "paper" else {}
+        default_of = {key: declared.default for key, declared in settings().items()}
+        return tuple(key for key in self.idle() if flat[key] != defaults.get(key, default_of[key]))
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the keys of all sections that the method does not read."""
         idle = set(methods.sections()) - set(methods.registered(self.method).settings)
         if not self.makes_images:
             idle |= {DistillConfig, UnionConfig}
             idle |= (
                 set() if self.starts_from_prior else {PriorConfig, StartConfig, GlobalModelConfig}
             )
-        flat, defaults = self.flat(), recipe_values() if self.recipe == "paper" else {}
-        return tuple(
-            key
-            for key, declared in settings().items()
-            if declared.section in idle and flat[key] != defaults.get(key, declared.default)
-        )
+        return tuple(key for key, declared in settings().items() if declared.section in idle)
 
     def _tree(self, section: type[Settings]) -> Settings:
         if section is RunConfig:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from math import fsum
 from pathlib import Path
 
-import torch
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -28,7 +27,6 @@ from feddgm_flwr.core.distillation.engine import threads
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.params import all_finite
-from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import DistillReport, RoundReport, ServerState
 from feddgm_flwr.core.telling import phase
@@ -48,6 +46,7 @@ from feddgm_flwr.events import (
 )
 from feddgm_flwr.federation import checkpoint, messages
 from feddgm_flwr.federation.roster import Roster
+from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.federation.screening import Screened, screen
 from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
@@ -178,7 +177,9 @@ class RoundKeeper(Strategy):
         number, began = self._done_before + server_round, time.monotonic()
         with phase("wait", number, self._emit):
             online = self.roster.online(grid)
-        chosen = self._sample(list(online), number)
+        chosen = sampled(
+            list(online), self._config.rounds.fraction_train, self._config.seed, number
+        )
         self._round = _Round(number, began, {p: online[p] for p in chosen}, [])
         self.results.header["clients"] = max(self.results.header["clients"], len(online))
         self._emit(
@@ -223,13 +224,6 @@ class RoundKeeper(Strategy):
         seconds = time.monotonic() - now.sent_at
         self._emit(PhaseEnd(round=now.number, phase=name, seconds=seconds))
         return now.receive(replies)
-
-    def _sample(self, partition_ids: list[int], server_round: int) -> list[int]:
-        """Return this round's clients, keyed by partition id so that a seed means the same."""
-        count = max(1, round(self._config.rounds.fraction_train * len(partition_ids)))
-        rng = derive(self._config.seed, "sample", server_round)
-        order = torch.randperm(len(partition_ids), generator=rng)[:count]
-        return sorted(partition_ids[i] for i in order)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

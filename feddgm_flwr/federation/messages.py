@@ -307,9 +307,12 @@ def from_record(record: ArrayRecord) -> Params:
 
 def content_bytes(message: Message) -> int:
     """Return the size of a message's records; 0 for one that carries an error."""
-    if not message.has_content():
-        return 0
-    return sum(record.count_bytes() for record in message.content.values())
+    return size_of(message.content) if message.has_content() else 0
+
+
+def size_of(content: RecordDict) -> int:
+    """Return the size of records in bytes, as they are before Flower packs them."""
+    return sum(record.count_bytes() for record in content.values())
 
 
 def _wrong_metrics(metrics: MetricRecord, num_classes: int) -> str:
