@@ -4,14 +4,13 @@ Whoever reproduces or extends the algorithm in a plain script begins here (examp
 the apps do too. A client's half is ``methods.client``. Knows no file but the prior's.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
+from feddgm_flwr.compiler import need_compiler
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.algorithm import Workshop
 from feddgm_flwr.core.augment import fitting
@@ -143,12 +142,8 @@ def build_engine(config: DistillConfig, bench: Bench) -> Engine:
     ValueError
         Nothing here can compile, though the config asks for it.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if config.compile and bench.device.type == "cpu" and not shutil.which(compiler):
-        raise ValueError(
-            f"distill.compile = true needs a C++ compiler, and {compiler} is not found; install "
-            "one, name it by the environment's CXX, or set distill.compile = false"
-        )
+    if config.compile:
+        need_compiler("distill.compile", bench.device)
     match config.engine:
         case "serial":
             return SerialEngine(bench)

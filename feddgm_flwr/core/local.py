@@ -44,6 +44,11 @@ class ClientConfig(TrainConfig):
         ge=1,
         le=1024,
     )
+    compile: bool = setting(
+        False,
+        "Let torch compile the training step of full batches: the same to rounding in 0.4 to 0.7 "
+        "of the time on one core; seconds at the start of each process, and a compiler needed.",
+    )
     device: str = setting("auto", "`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
 
 
@@ -111,6 +116,7 @@ def walk(
         config,
         rng=rng,
         rule=rule,
+        compile=config.compile,
         on_step=on_step if marks else None,
     )
     return Walk(on_cpu(params_of(model)), tuple(passed), steps, loss)

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 
+from feddgm_flwr.compiler import need_compiler
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.augment import fitting
 from feddgm_flwr.core.images import ImageSet, ImageSpec
@@ -30,12 +31,21 @@ class Client:
     ----------
     device
         Where it trains.
+
+    Raises
+    ------
+    ValueError
+        ``client.compile`` is asked for where nothing can compile.
     """
 
     config: RunConfig
     spec: ImageSpec
     partition_id: int
     device: torch.device = CPU
+
+    def __post_init__(self) -> None:
+        if self.config.client.compile:
+            need_compiler("client.compile", self.device)
 
     @cached_property
     def half(self) -> ClientHalf:

@@ -65,6 +65,13 @@ def test_a_device_is_read_from_its_context():
     assert of.config.method == "scaffold"
 
 
+def test_a_device_that_cannot_compile_says_so_where_it_is_asked_to(monkeypatch):
+    monkeypatch.setenv("CXX", "none")
+    assert device(client__device="cpu")
+    with pytest.raises(ValueError, match=r"client.compile = true needs a C.. compiler"):
+        device(client__device="cpu", client__compile=True)
+
+
 @pytest.mark.parametrize("node", [{}, {"partition-id": 3, "num-partitions": 3}])
 def test_a_device_without_a_sound_identity_says_so(node):
     with pytest.raises(ValueError, match="node-config"):
