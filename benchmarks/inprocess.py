@@ -47,7 +47,7 @@ class Round:
     Attributes
     ----------
     accuracy
-        "surrogate" and each global model -> clean test accuracy.
+        Each surrogate and global model by name -> clean test accuracy.
     report
         None where the method makes no images.
     """
@@ -105,13 +105,13 @@ def local_update(
     server: ServerHalf | None = None,
 ) -> ClientUpdate:
     """Train one client, as the ClientApp does; ``server`` says what it is sent beside theta_t."""
-    task = Task(state.surrogate, state.server_round + 1)
+    client = Client(config, tools.spec, partition_id, tools.device)
+    task = Task(state.surrogates[client.surrogate], state.server_round + 1)
     if server is not None:
         task = replace(task, extra=server.down(state, partition_id))
-    return Client(config, tools.spec, partition_id, tools.device).update(task, data)
+    return client.update(task, data)
 
 
 def scorer(tools: Tools, test: ImageSet) -> Scorer:
-    """Return what scores the surrogate and the global models, as the ServerApp does."""
-    learners = (tools.learners.surrogate, *tools.learners.global_models.values())
-    return Scorer({learner.name: learner.module for learner in learners}, test, tools.device)
+    """Return what scores the surrogates and the global models, as the ServerApp does."""
+    return Scorer(tools.learners.modules, test, tools.device)
