@@ -114,6 +114,8 @@ class ClientAsked(Event):
     """`clients` to train, `evaluate` to score."""
     num_bytes: int
     """Size of the message's records."""
+    surrogate: str = "surrogate"
+    """Which one: `surrogate`, or a narrower one, such as `surrogate-16`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,6 +187,5 @@ def _state(plain: Mapping[str, Any]) -> ServerState:
         latents={pid: Latents(**latents) for pid, latents in plain["latents"].items()},
         replay=tuple(SyntheticSet(**synthetic) for synthetic in plain["replay"]),
         memory=plain["memory"],
-        # Written since there can be several widths.
-        narrow=plain.get("narrow", {}),
+        narrow=plain["narrow"],
     )

@@ -237,7 +237,13 @@ class RoundKeeper(Strategy):
         for partition_id, message in zip(tasks, outgoing, strict=True):
             size = messages.content_bytes(message)
             self._emit(
-                ClientAsked(round=now.number, partition_id=partition_id, phase=name, num_bytes=size)
+                ClientAsked(
+                    round=now.number,
+                    partition_id=partition_id,
+                    phase=name,
+                    num_bytes=size,
+                    surrogate=now.surrogates[partition_id],
+                )
             )
         return outgoing
 
