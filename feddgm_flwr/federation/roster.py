@@ -140,6 +140,7 @@ class Roster:
                     answer.surrogate_width,
                     " or ".join(map(str, sorted(self._widths))),
                 )
+                self._asked[node] = ATTEMPTS
             else:
                 self._known[node] = answer
 
