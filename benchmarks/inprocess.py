@@ -103,7 +103,7 @@ class Round:
     Attributes
     ----------
     accuracy
-        "surrogate" and each global model -> clean test accuracy.
+        Each surrogate and global model by name -> clean test accuracy.
     report
         None where the method makes no images.
     asked
@@ -177,15 +177,16 @@ def _round(
     asked = sampled(range(clients), config.rounds.fraction_train, config.seed, number)
     at_clients, at_server = Stopwatch(), Stopwatch()
     with at_server.running():
-        tasks = [task_of(state, i, server) for i in asked]
+        members = [Client(config, tools.spec, i, tools.device) for i in asked]
+        tasks = [task_of(state, client, server) for client in members]
     updates = []
-    for i, task in zip(asked, tasks, strict=True):
-        data = own_images(config.data, i, clients, config.seed)
+    for client, task in zip(members, tasks, strict=True):
+        data = own_images(config.data, client.partition_id, clients, config.seed)
         with at_clients.running():
-            updates.append(Client(config, tools.spec, i, tools.device).update(task, data))
+            updates.append(client.update(task, data))
     with at_server.running():
         new, report = server.advance(state, updates, clients)
-    if not all_finite([new.surrogate, new.global_models, new.memory]):
+    if not all_finite([new.surrogates, new.global_models, new.memory]):
         raise FloatingPointError(f"the server's models hold NaN or infinity after round {number}")
     cost = Cost(*_bytes(tasks, updates), at_clients.seconds, at_server.seconds)
     return Round(number, {}, new, report, tuple(asked), cost)
@@ -197,10 +198,10 @@ def _bytes(tasks: Sequence[Task], updates: Sequence[ClientUpdate]) -> tuple[int,
     return down, sum(size_of(reply_content(u, train_loss=0.0, seconds=0.0)) for u in updates)
 
 
-def task_of(state: ServerState, partition_id: int, server: ServerHalf | None) -> Task:
+def task_of(state: ServerState, client: Client, server: ServerHalf | None) -> Task:
     """Return what a client is asked; ``server`` says what it is sent beside theta_t."""
-    task = Task(state.surrogate, state.server_round + 1)
-    return task if server is None else replace(task, extra=server.down(state, partition_id))
+    task = Task(state.surrogates[client.surrogate], state.server_round + 1)
+    return task if server is None else replace(task, extra=server.down(state, client.partition_id))
 
 
 def local_update(
@@ -213,11 +214,10 @@ def local_update(
     server: ServerHalf | None = None,
 ) -> ClientUpdate:
     """Train one client, as the ClientApp does; ``server`` says what it is sent beside theta_t."""
-    task = task_of(state, partition_id, server)
-    return Client(config, tools.spec, partition_id, tools.device).update(task, data)
+    client = Client(config, tools.spec, partition_id, tools.device)
+    return client.update(task_of(state, client, server), data)
 
 
 def scorer(tools: Tools, test: ImageSet) -> Scorer:
-    """Return what scores the surrogate and the global models, as the ServerApp does."""
-    learners = (tools.learners.surrogate, *tools.learners.global_models.values())
-    return Scorer({learner.name: learner.module for learner in learners}, test, tools.device)
+    """Return what scores the surrogates and the global models, as the ServerApp does."""
+    return Scorer(tools.learners.modules, test, tools.device)

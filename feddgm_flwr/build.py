@@ -24,7 +24,7 @@ from feddgm_flwr.core.distillation.engine import (
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.learning import Learner, Learners
-from feddgm_flwr.core.models import build_global_model, build_surrogate
+from feddgm_flwr.core.models import SURROGATE, build_global_model, build_surrogate
 from feddgm_flwr.core.start import fresh_state, taught_by_prior
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.events import Emit
@@ -68,16 +68,21 @@ def build_tools(config: RunConfig, spec: ImageSpec, device: torch.device = CPU) 
 
 
 def build_learners(config: RunConfig, spec: ImageSpec, device: torch.device = CPU) -> Learners:
-    """Return the surrogate and the global models, with how each learns from synthetic images."""
+    """Return the surrogates and the global models, with how each learns from synthetic images."""
     union = replace(config.union, augment=fitting(config.union.augment, flip=spec.flip))
     large = config.global_model
     large = replace(large, augment=fitting(large.augment, flip=spec.flip))
+    surrogates = {
+        name: Learner(name, build_surrogate(architecture, spec), union, device)
+        for name, architecture in config.surrogate.architectures.items()
+    }
     return Learners(
-        Learner("surrogate", build_surrogate(config.surrogate, spec), union, device),
+        surrogates.pop(SURROGATE),
         {
             name: Learner(name, build_global_model(name, spec, config.surrogate), large, device)
             for name in large.name_list
         },
+        narrow=surrogates,
     )
 
 
@@ -93,6 +98,7 @@ def build_bench(
         spec,
         config.prior.chunk,
         device,
+        {name: learner.module for name, learner in learners.narrow.items()},
     )
 
 

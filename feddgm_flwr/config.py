@@ -112,6 +112,17 @@ class RunConfig(Settings):
     )
     """What each method's own section says, for every section of a method."""
 
+    def __post_init__(self) -> None:
+        """Check that surrogates of several widths meet a method that can do without their mean."""
+        super().__post_init__()
+        narrow = self.surrogate.narrow_widths
+        if narrow and not methods.mixes_widths(self.method):
+            raise ValueError(
+                f"surrogate.narrow-widths = {narrow!r} needs method = 'feddgm', got "
+                f"{self.method!r}, which averages parameters of one shape; change one of the two "
+                "with -c"
+            )
+
     @property
     def starts_from_prior(self) -> bool:
         """Whether the first models are trained on samples of the prior."""

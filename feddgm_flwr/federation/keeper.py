@@ -61,11 +61,12 @@ Show = Callable[[int, RoundReport], None]
 
 @dataclass
 class _Round:
-    """What is known of the round under way."""
+    """What is known of the round under way; nodes and names of surrogates by partition id."""
 
     number: int
     began: float
     nodes: dict[int, int]
+    surrogates: dict[int, str]
     sent: list[Message]
     screened: Screened | None = None
     report: RoundReport | None = None
@@ -139,10 +140,11 @@ class RoundKeeper(Strategy):
             wait_s=config.rounds.node_wait_s,
             partitions=partitions,
             clients=clients,
+            widths=config.surrogate.widths,
         )
         self._threads = num_threads
         self._done_before = state.server_round
-        self._round = _Round(0, 0.0, {}, [])
+        self._round = _Round(0, 0.0, {}, {}, [])
 
     def run(self, grid: Grid) -> None:
         """Do the rounds that are left."""
@@ -180,7 +182,9 @@ class RoundKeeper(Strategy):
         chosen = sampled(
             list(online), self._config.rounds.fraction_train, self._config.seed, number
         )
-        self._round = _Round(number, began, {p: online[p] for p in chosen}, [])
+        nodes = {p: online[p] for p in chosen}
+        surrogates = {p: self._surrogate_for(p, node) for p, node in nodes.items()}
+        self._round = _Round(number, began, nodes, surrogates, [])
         self.results.header["clients"] = max(self.results.header["clients"], len(online))
         self._emit(
             RoundStart(
@@ -193,7 +197,27 @@ class RoundKeeper(Strategy):
         return self._ask(
             "clients",
             MessageType.TRAIN,
-            {p: Task(self.state.surrogate, number, self._half.down(self.state, p)) for p in chosen},
+            {p: replace(self._task(p), extra=self._half.down(self.state, p)) for p in chosen},
+        )
+
+    def _surrogate_for(self, partition_id: int, node: int) -> str:
+        said = self.roster.said_width(node)
+        return self._config.surrogate.name_for(partition_id, said)
+
+    def _task(self, partition_id: int) -> Task:
+        """Return a task with the client's own kind of surrogate."""
+        name = self._round.surrogates[partition_id]
+        return Task(self.state.surrogates[name], self._round.number)
+
+    def _expected(self, name: str) -> messages.Expected:
+        """Return what the replies of one surrogate's clients must be like."""
+        return messages.Expected(
+            self.state.surrogates[name],
+            self._num_classes,
+            self._config.client.checkpoints,
+            self._config.client.share_label_counts,
+            self._half.wrong,
+            name,
         )
 
     def _ask(self, name: Phase, message_type: str, tasks: dict[int, Task]) -> list[Message]:
@@ -214,7 +238,13 @@ class RoundKeeper(Strategy):
         for partition_id, message in zip(tasks, outgoing, strict=True):
             size = messages.content_bytes(message)
             self._emit(
-                ClientAsked(round=now.number, partition_id=partition_id, phase=name, num_bytes=size)
+                ClientAsked(
+                    round=now.number,
+                    partition_id=partition_id,
+                    phase=name,
+                    num_bytes=size,
+                    surrogate=now.surrogates[partition_id],
+                )
             )
         return outgoing
 
@@ -230,13 +260,7 @@ class RoundKeeper(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen the replies and let the method make the next state of the rest."""
         now = self._round
-        expected = messages.Expected(
-            self.state.surrogate,
-            self._num_classes,
-            self._config.client.checkpoints,
-            self._config.client.share_label_counts,
-            self._half.wrong,
-        )
+        expected = {p: self._expected(name) for p, name in now.surrogates.items()}
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
         self._tell(now.screened)
         if now.screened.accepted:
@@ -255,7 +279,7 @@ class RoundKeeper(Strategy):
             state, report = self._half.advance(
                 self.state, screened.updates, population=self.roster.population
             )
-        if not all_finite([state.surrogate, state.global_models, state.memory]):
+        if not all_finite([state.models, state.memory]):
             self._round.kept = "the new one holds NaN or infinity"
             return
         self.state, self._round.report = state, report
@@ -296,12 +320,11 @@ class RoundKeeper(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Ask the round's clients to score the new surrogate, where that is wanted."""
+        """Ask the round's clients to score their new surrogate, where that is wanted."""
         now = self._round
         if not self._config.rounds.federated_evaluation:
             return []
-        task = Task(self.state.surrogate, now.number)
-        return self._ask("evaluate", MessageType.EVALUATE, dict.fromkeys(now.nodes, task))
+        return self._ask("evaluate", MessageType.EVALUATE, {p: self._task(p) for p in now.nodes})
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -40,6 +40,11 @@ def makes_images(name: str) -> bool:
     return bool(registered(name).makes_images)
 
 
+def mixes_widths(name: str) -> bool:
+    """Whether clients of the method called ``name`` may train surrogates of several widths."""
+    return bool(registered(name).mixes_widths)
+
+
 def sections() -> tuple[type[Settings], ...]:
     """Return the configuration sections that methods have of their own."""
     return tuple(dict.fromkeys(s for name in MODULES for s in registered(name).settings))

@@ -15,7 +15,7 @@ from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.augment import fitting
 from feddgm_flwr.core.images import ImageSet, ImageSpec
 from feddgm_flwr.core.local import Task, Walk, walk
-from feddgm_flwr.core.models import build_surrogate
+from feddgm_flwr.core.models import ConvNet, build_surrogate
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.methods.halves import ClientHalf, method_of
@@ -31,6 +31,8 @@ class Client:
     ----------
     device
         Where it trains.
+    said_width
+        Width of the surrogate that its device can bear; 0 where it does not say.
 
     Raises
     ------
@@ -42,6 +44,7 @@ class Client:
     spec: ImageSpec
     partition_id: int
     device: torch.device = CPU
+    said_width: int = 0
 
     def __post_init__(self) -> None:
         if self.config.client.compile:
@@ -52,6 +55,15 @@ class Client:
         """What the run's method has a client do."""
         return method_of(self.config.method).client(self.config)
 
+    @property
+    def surrogate(self) -> str:
+        """Name of the surrogate that it trains."""
+        return self.config.surrogate.name_for(self.partition_id, self.said_width)
+
+    def network(self) -> ConvNet:
+        """Return the architecture of that surrogate."""
+        return build_surrogate(self.config.surrogate.architectures[self.surrogate], self.spec)
+
     def update(self, task: Task, data: ImageSet) -> ClientUpdate:
         """Train on ``data`` and return what goes back to the server."""
         return self.reply(task, data, self.train(task, data))
@@ -60,7 +72,7 @@ class Client:
         """Train the surrogate on ``data`` by the method's rule."""
         config, spec = self.config, self.spec
         return walk(
-            build_surrogate(config.surrogate, spec),
+            self.network(),
             data,
             task,
             replace(config.client, augment=fitting(config.client.augment, flip=spec.flip)),
@@ -82,4 +94,5 @@ class Client:
             label_counts=counts,
             checkpoints=walked.checkpoints,
             extra=self.half.up(task, walked),
+            surrogate=self.surrogate,
         )

@@ -105,12 +105,16 @@ class Method:
         Sections of the configuration that are the method's own.
     makes_images
         Whether it needs a prior and makes images, from which larger models can learn.
+    mixes_widths
+        Whether its clients may train surrogates of several widths, over which there is no mean of
+        parameters.
     """
 
     server: "Callable[[RunConfig, Tools, Emit], ServerHalf]"
     client: Callable[[RunConfig], ClientHalf] = _same_for_all
     settings: tuple[type[Settings], ...] = ()
     makes_images: bool = False
+    mixes_widths: bool = False
 
 
 def method_of(name: str) -> Method:

@@ -8,8 +8,8 @@ round and no other client, so jobs may run anywhere, in any order, with the same
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.local import checkpoint_steps
-from feddgm_flwr.core.models import ConvNet
+from feddgm_flwr.core.models import SURROGATE, ConvNet
 from feddgm_flwr.core.params import Params, all_finite, squared_distance
 from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive, derive_seed
@@ -49,6 +49,8 @@ class Bench:
         The surrogate's architecture; its own weights are never read.
     chunk
         Images decoded at a time.
+    narrow
+        Name -> architecture of each narrower surrogate.
     """
 
     student: nn.Module
@@ -57,6 +59,11 @@ class Bench:
     spec: ImageSpec
     chunk: int
     device: torch.device
+    narrow: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def of(self, name: str) -> "Bench":
+        """Return the same with the student that the surrogate called ``name`` needs."""
+        return self if name == SURROGATE else replace(self, student=self.narrow[name])
 
     @property
     def num_classes(self) -> int:
@@ -79,6 +86,8 @@ class DistillJob:
     checkpoints
         The client's parameters at evenly spaced moments of its run, the end excluded: number j of
         C at the fraction j / (C + 1).
+    surrogate
+        Name of the surrogate whose trajectory it is.
     """
 
     partition_id: int
@@ -89,6 +98,7 @@ class DistillJob:
     images_per_class: dict[int, int]
     latents: Latents | None
     checkpoints: tuple[Params, ...] = ()
+    surrogate: str = SURROGATE
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,9 @@ def distill_client(
     )
     path = waypoints(start, target, checkpoints, config.student_steps)
 
-    student = student_of(bench.student.to(device), config.precision, compiled=config.compile)
+    student = student_of(
+        bench.of(job.surrogate).student.to(device), config.precision, compiled=config.compile
+    )
     variables = _Variables(latents, config, bench.num_classes, device)
     losses: list[float] = []
     stopped = ""
