@@ -112,6 +112,16 @@ class RunConfig(Settings):
     )
     """What each method's own section says, for every section of a method."""
 
+    def __post_init__(self) -> None:
+        """Check that clients have one loss."""
+        super().__post_init__()
+        loss = self.client.loss
+        if loss != ClientConfig.loss and methods.has_own_loss(self.method):
+            raise ValueError(
+                f"client.loss must be {ClientConfig.loss!r} under method = {self.method!r}, whose "
+                f"clients have a loss of its own, got {loss!r}; change one of the two with -c"
+            )
+
     @property
     def starts_from_prior(self) -> bool:
         """Whether the first models are trained on samples of the prior."""

@@ -13,6 +13,8 @@ BASELINES = [
     "fedavg",
     "fedprox",
     "scaffold",
+    "fedrs",
+    "fedlc",
     "fedavgm",
     "fedadam",
     "fedyogi",

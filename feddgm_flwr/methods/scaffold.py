@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import Task, Walk
 from feddgm_flwr.core.params import Params, weighted_mean
 from feddgm_flwr.core.settings import Settings, setting
@@ -77,7 +78,7 @@ def down(state: ServerState, partition_id: int) -> Extra:
     return Extra(tensors=Controls.of(state).correction(partition_id))
 
 
-def rule(task: Task) -> Rule:
+def rule(task: Task, data: ImageSet) -> Rule:
     """Return the rule that adds c - c_i to the gradient."""
     corrections = [task.extra.tensors[name] for name in task.params]
 
@@ -89,7 +90,7 @@ def rule(task: Task) -> Rule:
     return Rule(adjust)
 
 
-def up(task: Task, walk: Walk) -> Extra:
+def up(task: Task, walk: Walk, data: ImageSet) -> Extra:
     """Return K, which the server cannot know."""
     return Extra(numbers={STEPS: walk.steps})
 
