@@ -13,6 +13,7 @@ BASELINES = [
     "fedavg",
     "fedprox",
     "scaffold",
+    "fednova",
     "fedrs",
     "fedlc",
     "fedavgm",

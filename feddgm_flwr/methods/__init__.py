@@ -14,6 +14,7 @@ MODULES = {
     "fedavg": "flowers",
     "fedprox": "fedprox",
     "scaffold": "scaffold",
+    "fednova": "fednova",
     "fedrs": "fedrs",
     "fedlc": "fedlc",
     "fedavgm": "flowers",
