@@ -113,7 +113,7 @@ class RunConfig(Settings):
     """What each method's own section says, for every section of a method."""
 
     def __post_init__(self) -> None:
-        """Check that surrogates of several widths meet a method that can do without their mean."""
+        """Check what a method and the surrogate, or the clients' loss, cannot have together."""
         super().__post_init__()
         narrow = self.surrogate.narrow_widths
         if narrow and not methods.mixes_widths(self.method):
@@ -121,6 +121,12 @@ class RunConfig(Settings):
                 f"surrogate.narrow-widths = {narrow!r} needs method = 'feddgm', got "
                 f"{self.method!r}, which averages parameters of one shape; change one of the two "
                 "with -c"
+            )
+        loss = self.client.loss
+        if loss != ClientConfig.loss and methods.has_own_loss(self.method):
+            raise ValueError(
+                f"client.loss must be {ClientConfig.loss!r} under method = {self.method!r}, whose "
+                f"clients have a loss of its own, got {loss!r}; change one of the two with -c"
             )
 
     @property

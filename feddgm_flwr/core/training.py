@@ -45,6 +45,22 @@ def plain_loss(model: nn.Module, images: Tensor, targets: Tensor, weights: Tenso
     return weighted_loss(model(images), targets, weights)
 
 
+def adjusted_loss(scale: Float[Tensor, " k"], shift: Float[Tensor, " k"]) -> Objective:
+    """Return the cross-entropy of logits times ``scale`` plus ``shift``, class by class.
+
+    A shift of minus infinity gives a class probability 0, and its row of the classifier no
+    gradient at all; no image may be of that class.
+    """
+
+    def objective(
+        model: nn.Module, images: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        logits = model(images)
+        return weighted_loss(scale.to(logits) * logits + shift.to(logits), targets, weights)
+
+    return objective
+
+
 @dataclass(frozen=True)
 class Rule:
     """What training follows.

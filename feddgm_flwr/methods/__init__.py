@@ -14,6 +14,9 @@ MODULES = {
     "fedavg": "flowers",
     "fedprox": "fedprox",
     "scaffold": "scaffold",
+    "fednova": "fednova",
+    "fedrs": "fedrs",
+    "fedlc": "fedlc",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",
@@ -43,6 +46,11 @@ def makes_images(name: str) -> bool:
 def mixes_widths(name: str) -> bool:
     """Whether clients of the method called ``name`` may train surrogates of several widths."""
     return bool(registered(name).mixes_widths)
+
+
+def has_own_loss(name: str) -> bool:
+    """Whether clients of the method called ``name`` descend a loss of its own."""
+    return bool(registered(name).own_loss)
 
 
 def sections() -> tuple[type[Settings], ...]:

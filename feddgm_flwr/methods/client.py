@@ -76,7 +76,7 @@ class Client:
             data,
             task,
             replace(config.client, augment=fitting(config.client.augment, flip=spec.flip)),
-            self.half.rule(task),
+            self.half.rule(task, data),
             rng=derive(config.seed, "client", task.server_round, self.partition_id),
             device=self.device,
         )
@@ -93,6 +93,6 @@ class Client:
             num_examples=len(data),
             label_counts=counts,
             checkpoints=walked.checkpoints,
-            extra=self.half.up(task, walked),
             surrogate=self.surrogate,
+            extra=self.half.up(task, walked, data),
         )

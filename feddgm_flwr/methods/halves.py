@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from feddgm_flwr import methods
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import Task, Walk
 from feddgm_flwr.core.settings import Settings
 from feddgm_flwr.core.state import ClientUpdate, Extra, RoundReport, ServerState
@@ -41,11 +42,11 @@ def _nothing_down(state: ServerState, partition_id: int) -> Extra:
     return Extra()
 
 
-def _nothing_up(task: Task, walk: Walk) -> Extra:
+def _nothing_up(task: Task, walk: Walk, data: ImageSet) -> Extra:
     return Extra()
 
 
-def _plain(task: Task) -> Rule:
+def _plain(task: Task, data: ImageSet) -> Rule:
     return PLAIN
 
 
@@ -60,13 +61,13 @@ class ClientHalf:
     Attributes
     ----------
     rule
-        What local training follows, given what was sent.
+        What local training follows, given what was sent and the device's own images.
     up
-        What goes back beside the parameters, after training.
+        What goes back beside the parameters, after training on those images.
     """
 
-    rule: Callable[[Task], Rule] = _plain
-    up: Callable[[Task, Walk], Extra] = _nothing_up
+    rule: Callable[[Task, ImageSet], Rule] = _plain
+    up: Callable[[Task, Walk, ImageSet], Extra] = _nothing_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,8 @@ class Method:
     mixes_widths
         Whether its clients may train surrogates of several widths, over which there is no mean of
         parameters.
+    own_loss
+        Whether its clients descend a loss of its own, in whose place ``client.loss`` cannot be.
     """
 
     server: "Callable[[RunConfig, Tools, Emit], ServerHalf]"
@@ -115,6 +118,7 @@ class Method:
     settings: tuple[type[Settings], ...] = ()
     makes_images: bool = False
     mixes_widths: bool = False
+    own_loss: bool = False
 
 
 def method_of(name: str) -> Method:

@@ -104,7 +104,7 @@ def test_training_depends_on_the_task_and_the_round_alone():
 
 
 def test_training_follows_the_methods_rule_given_what_was_sent():
-    def rule(given):
+    def rule(given, data):
         def adjust(parameters):
             for p in parameters:
                 p.grad.fill_(given.extra.numbers["pull"])
@@ -129,7 +129,7 @@ def test_a_reply_holds_what_was_asked_for_and_no_more():
 
 def test_label_counts_checkpoints_and_the_methods_own_are_sent_where_asked():
     of = device(client__share_label_counts=True, client__checkpoints=1, client__batch_size=64)
-    of = under(of, ClientHalf(up=lambda t, w: Extra(numbers={"steps": w.steps})))
+    of = under(of, ClientHalf(up=lambda t, w, data: Extra(numbers={"steps": w.steps})))
     data = of.images("train")
     walked = trained(of, task(of))
     update = of.client.reply(task(of), data, walked)
