@@ -14,6 +14,7 @@ MODULES = {
     "fedavg": "flowers",
     "fedprox": "fedprox",
     "scaffold": "scaffold",
+    "feddf": "feddf",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",

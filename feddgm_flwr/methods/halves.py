@@ -93,6 +93,10 @@ def _same_for_all(config: RunConfig) -> ClientHalf:
     return ClientHalf()
 
 
+def _none(config: RunConfig) -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A method, and how its halves are built from a run's config.
@@ -105,12 +109,15 @@ class Method:
         Sections of the configuration that are the method's own.
     makes_images
         Whether it needs a prior and makes images, from which larger models can learn.
+    samples_prior
+        Whether it needs a prior though it makes no images, under a run's config.
     """
 
     server: "Callable[[RunConfig, Tools, Emit], ServerHalf]"
     client: Callable[[RunConfig], ClientHalf] = _same_for_all
     settings: tuple[type[Settings], ...] = ()
     makes_images: bool = False
+    samples_prior: Callable[[RunConfig], bool] = _none
 
 
 def method_of(name: str) -> Method:
