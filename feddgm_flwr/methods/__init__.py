@@ -15,6 +15,8 @@ MODULES = {
     "fedprox": "fedprox",
     "scaffold": "scaffold",
     "feddf": "feddf",
+    "dense": "dense",
+    "coboosting": "coboosting",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",

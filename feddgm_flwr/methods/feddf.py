@@ -123,6 +123,7 @@ def _images(own: FedDFConfig, seed: int, tools: "Tools") -> Callable[[int], Tens
 
 
 def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
+    from feddgm_flwr.core.learning import copied
     from feddgm_flwr.core.telling import phase
 
     own, module, device = (
@@ -143,8 +144,7 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
             ensemble = Ensemble.of(module, replies, device)
             taught = distil(module, mean, ensemble, images_of(number).to(device), own, rng=rng)
         module.to("cpu")
-        surrogate = {name: p.cpu() for name, p in taught.items()}
-        return replace(state, server_round=number, surrogate=surrogate), None
+        return replace(state, server_round=number, surrogate=copied(taught)), None
 
     return ServerHalf(advance=advance)
 
