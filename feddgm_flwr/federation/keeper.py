@@ -237,7 +237,7 @@ class RoundKeeper(Strategy):
         """Screen the replies and let the method make the next state of the rest."""
         now = self._round
         expected = messages.Expected(
-            self.state.surrogate,
+            self.state.surrogate if self._half.takes_params else {},
             self._num_classes,
             self._config.client.checkpoints,
             self._config.client.share_label_counts,

@@ -17,6 +17,7 @@ MODULES = {
     "feddf": "feddf",
     "dense": "dense",
     "coboosting": "coboosting",
+    "feddm": "feddm",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",

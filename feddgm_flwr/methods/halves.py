@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from feddgm_flwr import methods
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.core.local import Task, Walk
+from feddgm_flwr.core.local import Task, Walk, Walker, walk
 from feddgm_flwr.core.settings import Settings
 from feddgm_flwr.core.state import ClientUpdate, Extra, RoundReport, ServerState
 from feddgm_flwr.core.training import PLAIN, Rule
@@ -63,10 +63,13 @@ class ClientHalf:
         What local training follows, given what was sent.
     up
         What goes back beside the parameters, after training.
+    walk
+        What it does with its images: it trains the surrogate, unless a method says else.
     """
 
     rule: Callable[[Task], Rule] = _plain
     up: Callable[[Task, Walk], Extra] = _nothing_up
+    walk: Walker = walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,8 @@ class ServerHalf:
         What goes to a client (by partition id) beside the surrogate.
     wrong
         Why a reply's addition cannot be believed, or "".
+    takes_params
+        Whether a reply holds the trained surrogate; where not, its addition is all that it holds.
     close
         Releases what the half holds.
     """
@@ -86,6 +91,7 @@ class ServerHalf:
     advance: Advance
     down: Callable[[ServerState, int], Extra] = _nothing_down
     wrong: Callable[[Extra], str] = _unasked
+    takes_params: bool = True
     close: Callable[[], None] = lambda: None
 
 
