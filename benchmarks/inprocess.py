@@ -49,7 +49,7 @@ class Round:
     accuracy
         "surrogate" and each global model -> clean test accuracy.
     report
-        None where the method makes no images.
+        None where the round made no images.
     """
 
     number: int

@@ -18,6 +18,7 @@ MODULES = {
     "dense": "dense",
     "coboosting": "coboosting",
     "feddm": "feddm",
+    "dynafed": "dynafed",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",

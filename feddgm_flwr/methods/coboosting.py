@@ -8,8 +8,9 @@ of the ensemble's answer (u uniform in [-1, 1])::
     w:  clip(w - mu .99^epoch sign(d/dw CE(A_w(x), y)), 0, 1),  a batch of the pool at a time
     f:  KL(A_w(x~) || f(x~)),    x~ = x + eps sign(d/dx <u, softmax(A_w(x) / 4)>)
 
-with mu, eps, the temperature and the clipping of the authors' code. The paper makes one round; in
-each of ours w begins as the plain mean, for the replies are others, and the generator is kept.
+with eps, the temperature and the clipping of the authors' code, and a tenth of its mu. The paper
+makes one round; in each of ours w begins as the plain mean, for the replies are others, and the
+generator is kept.
 ``core.datafree`` says in what the common part differs.
 """
 
@@ -49,7 +50,7 @@ class CoBoostingConfig(DataFreeConfig):
     student_steps: int = restated(DataFreeConfig, "student_steps", 3)
     adversarial: float = restated(DataFreeConfig, "adversarial", 1.0)
     temperature: float = restated(DataFreeConfig, "temperature", 4.0)
-    weight_step: float = setting(0.01, "Step mu on the weights of the replies.", ge=0)
+    weight_step: float = setting(0.001, "Step mu on the weights of the replies.", ge=0)
     push: float = setting(8 / 255, "How far eps every pixel is pushed off.", ge=0)
 
 

@@ -135,7 +135,7 @@ def distill_client(
     path = waypoints(start, target, checkpoints, config.student_steps)
 
     student = student_of(bench.student.to(device), config.precision, compiled=config.compile)
-    variables = _Variables(latents, config, bench.num_classes, device)
+    variables = Variables(latents, config, bench.num_classes, device)
     losses: list[float] = []
     stopped = ""
     budget = config.memory_budget_mb * 2**20
@@ -299,7 +299,7 @@ class _Decoded:
         return torch.cat(pulled)
 
 
-class _Variables:
+class Variables:
     """The tensors being optimised and their optimiser."""
 
     def __init__(
