@@ -105,7 +105,7 @@ class Round:
     accuracy
         Each surrogate and global model by name -> clean test accuracy.
     report
-        None where the method makes no images.
+        None where the round made no images.
     asked
         Partition ids of its clients.
     """

@@ -57,13 +57,12 @@ def build_tools(config: RunConfig, spec: ImageSpec, device: torch.device = CPU) 
     ValueError
         The prior or a model cannot make or take such images.
     """
-    wanted = config.makes_images or config.starts_from_prior
     # Without images a larger model is taught by the prior alone, as a control, or by nothing.
-    shown = config.makes_images or (config.starts_from_prior and config.start.control)
+    shown = config.makes_images or (config.needs_prior and config.start.control)
     names = config.global_model.names if shown else ""
     config = replace(config, global_model=replace(config.global_model, names=names))
     learners = build_learners(config, spec, device)
-    bench = build_bench(config, spec, learners, device) if wanted else None
+    bench = build_bench(config, spec, learners, device) if config.needs_prior else None
     return Tools(spec, device, learners, bench)
 
 

@@ -137,6 +137,12 @@ class RunConfig(Settings):
         return self.start.weights == "prior"
 
     @property
+    def needs_prior(self) -> bool:
+        """Whether the method or the start samples the prior."""
+        own = methods.registered(self.method).samples_prior(self)
+        return self.makes_images or self.starts_from_prior or bool(own)
+
+    @property
     def makes_images(self) -> bool:
         """Whether the method makes images, for which it needs the prior."""
         return methods.makes_images(self.method)
@@ -214,9 +220,7 @@ class RunConfig(Settings):
         idle = set(methods.sections()) - set(methods.registered(self.method).settings)
         if not self.makes_images:
             idle |= {DistillConfig, UnionConfig}
-            idle |= (
-                set() if self.starts_from_prior else {PriorConfig, StartConfig, GlobalModelConfig}
-            )
+            idle |= set() if self.needs_prior else {PriorConfig, StartConfig, GlobalModelConfig}
         return tuple(key for key, declared in settings().items() if declared.section in idle)
 
     def _tree(self, section: type[Settings]) -> Settings:

@@ -5,7 +5,7 @@ as a ``Rule``.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -90,12 +90,34 @@ class Walk:
         Gradient steps made.
     loss
         Mean loss of the last epoch.
+    made
+        What a method made instead of, or beside, the parameters.
     """
 
     params: Params
     checkpoints: tuple[Params, ...]
     steps: int
     loss: float
+    made: Extra = field(default_factory=Extra)
+
+
+@runtime_checkable
+class Walker(Protocol):
+    """What a client does with its images; ``walk`` is what it does unless a method says else."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        task: Task,
+        config: ClientConfig,
+        rule: Rule,
+        *,
+        rng: torch.Generator,
+        device: torch.device,
+    ) -> Walk:
+        """Return what came of it; the weights of ``model`` are scratch space."""
+        ...
 
 
 def walk(

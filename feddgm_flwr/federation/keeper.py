@@ -212,7 +212,7 @@ class RoundKeeper(Strategy):
     def _expected(self, name: str) -> messages.Expected:
         """Return what the replies of one surrogate's clients must be like."""
         return messages.Expected(
-            self.state.surrogates[name],
+            self.state.surrogates[name] if self._half.takes_params else {},
             self._num_classes,
             self._config.client.checkpoints,
             self._config.client.share_label_counts,

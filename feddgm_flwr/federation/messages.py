@@ -184,7 +184,7 @@ class Expected:
     ----------
     template
         The surrogate that the client was sent: names, shapes and types, and the point from which
-        its reply must have moved.
+        its reply must have moved. Empty where a reply holds no parameters.
     checkpoints
         How many a client sends.
     counts
@@ -378,6 +378,8 @@ def _wrong_arrays(params: Params, template: Params) -> str:
 
 def _wrong_movement(params: Params, template: Params) -> str:
     """Return what is wrong with how far the client went, or ""."""
+    if not template:
+        return ""
     if all(torch.equal(params[name], template[name]) for name in template):
         return "it did not move from the broadcast surrogate, so it tells nothing"
     return _too_far(params, template)

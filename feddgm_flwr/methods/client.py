@@ -14,7 +14,7 @@ from feddgm_flwr.compiler import need_compiler
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.augment import fitting
 from feddgm_flwr.core.images import ImageSet, ImageSpec
-from feddgm_flwr.core.local import Task, Walk, walk
+from feddgm_flwr.core.local import Task, Walk
 from feddgm_flwr.core.models import ConvNet, build_surrogate
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import ClientUpdate
@@ -69,9 +69,9 @@ class Client:
         return self.reply(task, data, self.train(task, data))
 
     def train(self, task: Task, data: ImageSet) -> Walk:
-        """Train the surrogate on ``data`` by the method's rule."""
+        """Train the surrogate on ``data`` by the method's rule, or do what it does instead."""
         config, spec = self.config, self.spec
-        return walk(
+        return self.half.walk(
             self.network(),
             data,
             task,

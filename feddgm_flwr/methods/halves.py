@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from feddgm_flwr import methods
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.images import ImageSet
-from feddgm_flwr.core.local import Task, Walk
+from feddgm_flwr.core.local import Task, Walk, Walker, walk
 from feddgm_flwr.core.settings import Settings
 from feddgm_flwr.core.state import ClientUpdate, Extra, RoundReport, ServerState
 from feddgm_flwr.core.training import PLAIN, Rule
@@ -64,10 +64,13 @@ class ClientHalf:
         What local training follows, given what was sent and the device's own images.
     up
         What goes back beside the parameters, after training on those images.
+    walk
+        What it does with its images: it trains the surrogate, unless a method says else.
     """
 
     rule: Callable[[Task, ImageSet], Rule] = _plain
     up: Callable[[Task, Walk, ImageSet], Extra] = _nothing_up
+    walk: Walker = walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,8 @@ class ServerHalf:
         What goes to a client (by partition id) beside the surrogate.
     wrong
         Why a reply's addition cannot be believed, or "".
+    takes_params
+        Whether a reply holds the trained surrogate; where not, its addition is all that it holds.
     close
         Releases what the half holds.
     """
@@ -87,11 +92,16 @@ class ServerHalf:
     advance: Advance
     down: Callable[[ServerState, int], Extra] = _nothing_down
     wrong: Callable[[Extra], str] = _unasked
+    takes_params: bool = True
     close: Callable[[], None] = lambda: None
 
 
 def _same_for_all(config: RunConfig) -> ClientHalf:
     return ClientHalf()
+
+
+def _none(config: RunConfig) -> bool:
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +121,8 @@ class Method:
         parameters.
     own_loss
         Whether its clients descend a loss of its own, in whose place ``client.loss`` cannot be.
+    samples_prior
+        Whether it needs a prior though it makes no images, under a run's config.
     """
 
     server: "Callable[[RunConfig, Tools, Emit], ServerHalf]"
@@ -119,6 +131,7 @@ class Method:
     makes_images: bool = False
     mixes_widths: bool = False
     own_loss: bool = False
+    samples_prior: Callable[[RunConfig], bool] = _none
 
 
 def method_of(name: str) -> Method:

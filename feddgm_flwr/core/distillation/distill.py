@@ -147,7 +147,7 @@ def distill_client(
     student = student_of(
         bench.of(job.surrogate).student.to(device), config.precision, compiled=config.compile
     )
-    variables = _Variables(latents, config, bench.num_classes, device)
+    variables = Variables(latents, config, bench.num_classes, device)
     losses: list[float] = []
     stopped = ""
     budget = config.memory_budget_mb * 2**20
@@ -311,7 +311,7 @@ class _Decoded:
         return torch.cat(pulled)
 
 
-class _Variables:
+class Variables:
     """The tensors being optimised and their optimiser."""
 
     def __init__(
