@@ -79,6 +79,7 @@ SPECIAL = {
     "prior.path": st.just("hub/id"),
     "global-model.names": st.sampled_from(["", "resnet18", "vit, convnet"]),
     "surrogate.narrow-widths": st.sampled_from(["", "16", "16, 8,16"]),
+    "feddf.images": st.sampled_from(["prior", "/data/x"]),
     "client.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
     "server.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
 }
