@@ -132,6 +132,21 @@ def test_the_mean_of_each_width_is_over_its_own_clients():
             torch.testing.assert_close(value, (n * a.params[k] + m * b.params[k]) / (n + m))
 
 
+def test_the_share_of_a_widths_mean_is_that_of_its_clients_images():
+    results = {}
+    for share in (0.0, 0.5, 1.0):
+        server = mixed(union__aggregate_share=share)
+        state, updates = federation(server)
+        results[share], _ = apply_round(state, updates, server.shop, emit=quiet)
+    learned = results[0.0].surrogates
+    for name, (a, b), (n, m) in ((WIDE, updates[::2], (24, 8)), (NARROW, updates[1::2], (12, 16))):
+        for k, before in learned[name].items():
+            mean = (n * a.params[k] + m * b.params[k]) / (n + m)
+            for share in (0.5, 1.0):
+                expected = torch.lerp(before, mean, share * (n + m) / 60)
+                torch.testing.assert_close(results[share].surrogates[name][k], expected)
+
+
 def test_a_width_of_which_nobody_answered_learns_from_the_others_images():
     server, events = mixed(), []
     state, updates = federation(server)

@@ -151,13 +151,20 @@ def next_surrogates(
     shop: Workshop,
     emit: Emit,
 ) -> dict[str, Params]:
-    """Return every surrogate's next weights: from its own clients' replies, by all their images."""
-    return {
-        name: next_surrogate(
-            state.of(name), [s for s in sound if s[0].surrogate == name], union, shop.of(name), emit
-        )
-        for name in state.surrogates
-    }
+    """Return every surrogate's next weights: from its own clients' replies, by all their images.
+
+    The mean of its clients' replies has a share of it (``UnionConfig.aggregate_share``) in as much
+    as these clients hold the images of all.
+    """
+    everyone = sum(u.num_examples for u, _ in sound)
+    nexts = {}
+    for name in state.surrogates:
+        own = [s for s in sound if s[0].surrogate == name]
+        share = shop.union.aggregate_share
+        share *= sum(u.num_examples for u, _ in own) / everyone if everyone else 1
+        there = replace(shop.of(name), union=replace(shop.union, aggregate_share=share))
+        nexts[name] = next_surrogate(state.of(name), own, union, there, emit)
+    return nexts
 
 
 def next_surrogate(
