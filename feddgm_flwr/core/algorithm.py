@@ -16,6 +16,7 @@ from torch import Tensor
 from feddgm_flwr.core.distillation.distill import Bench, DistillJob, DistillResult
 from feddgm_flwr.core.distillation.engine import Engine
 from feddgm_flwr.core.distillation.progress import distilled
+from feddgm_flwr.core.ensemble import mixture
 from feddgm_flwr.core.learning import Learners, UnionConfig
 from feddgm_flwr.core.models import SURROGATE
 from feddgm_flwr.core.ownership import decay_bound, mean_of_owners, owned_classes
@@ -177,7 +178,10 @@ def next_surrogate(
     """Return theta_{t+1}: the old surrogate or the mean reply, trained on the union or not."""
     config, server_round = shop.union, state.server_round + 1
     rng = derive(shop.seed, "surrogate-training", server_round)
-    learn = partial(shop.learners.surrogate.learn, rng=rng, server_round=server_round, emit=emit)
+    learner = shop.learners.surrogate
+    learn = partial(
+        learner.learn, rng=rng, server_round=server_round, emit=emit, part=config.learning_part
+    )
     if config.surrogate_update == "synthetic" or not sound:
         alone = config.surrogate_update == "aggregate"
         return state.surrogate if alone else learn(state.surrogate, union)
@@ -187,6 +191,9 @@ def next_surrogate(
         return mean
     owned = [job.images_per_class for _, job in sound]
     start = mean if config.classifier_mean == "all" else mean_of_owners(replies, weights, owned)
+    if share := config.teacher_share:
+        said = mixture(learner.module, replies, weights, union.images, device=learner.device)
+        union = replace(union, targets=union.targets.lerp(said, share))
     return blend(learn(start, union), mean, config.aggregate_share)
 
 

@@ -65,6 +65,28 @@ def answers(
     return torch.cat([ensemble(batch) for batch in torch.split(images, batch_size)])
 
 
+@torch.no_grad()
+def mixture(
+    module: nn.Module,
+    members: Sequence[Params],
+    weights: Sequence[float | int],
+    images: Float[Tensor, "n c h w"],
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+) -> Float[Tensor, "n k"]:
+    """Return the members' mean probabilities, on the CPU: ``sum_i w_i softmax(f_i(x)) / sum_i w_i``.
+
+    Of probabilities and not of logits: a member's logits of classes that it lacks have no bound.
+    """
+    ensemble = Ensemble.of(module.to(device), members, device)
+    share = torch.tensor(weights, dtype=images.dtype, device=device) / sum(weights)
+    batches = torch.split(images.to(device), batch_size)
+    told = torch.cat([together(ensemble.each(b).softmax(2), share) for b in batches])
+    module.to("cpu")
+    return told.cpu()
+
+
 def divergence(
     teacher: Float[Tensor, "n k"], student: Float[Tensor, "n k"], temperature: float = 1.0
 ) -> Float[Tensor, " n"]:

@@ -4,7 +4,8 @@ Knows nothing of where the images come from. Weights are state dicts, on the CPU
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from feddgm_flwr.core.augment import PAPER
-from feddgm_flwr.core.models import GLOBAL_MODELS, SURROGATE
+from feddgm_flwr.core.models import GLOBAL_MODELS, HEAD, SURROGATE
 from feddgm_flwr.core.settings import Settings, Words, restated, setting
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.core.telling import Pace
@@ -63,8 +64,24 @@ class UnionConfig(TrainConfig):
         "replies, or of those whose clients own the class.",
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
+    learns: Literal["classifier", "all"] = setting(
+        "classifier",
+        "What learns from the union: the last layer, over the features of the mean of the replies, "
+        "or every layer.",
+        paper="all",
+        only={"surrogate_update": ("aggregate+synthetic",)},
+    )
+    teacher_share: float = setting(
+        0.3,
+        "The share in an image's target of what the replies say of it (the mean of their "
+        "probabilities by example counts), the rest being its label.",
+        ge=0,
+        le=1,
+        paper=0.0,
+        only={"surrogate_update": ("aggregate+synthetic",)},
+    )
     aggregate_share: float = setting(
-        0.4,
+        0.1,
         "The share of the plain mean of the replies in the next surrogate, the rest being what the "
         "union made of it: so that images which do not fit cannot undo it. 1 would be FedAvg.",
         ge=0,
@@ -80,6 +97,12 @@ class UnionConfig(TrainConfig):
         ge=0,
         paper=0,
     )
+
+    @property
+    def learning_part(self) -> str:
+        """The submodule of the surrogate that learns; "" is the whole."""
+        whole = self.surrogate_update == "synthetic" or self.learns == "all"
+        return "" if whole else HEAD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +193,17 @@ class Learner:
         rng: torch.Generator,
         server_round: int,
         emit: Emit,
+        part: str = "",
     ) -> dict[str, Tensor]:
         """Return ``weights`` after training on ``lessons``.
 
         They stay as they are where there are no images, and where training diverges, which is
         told, never raised.
+
+        Parameters
+        ----------
+        part
+            Name of the submodule that learns, all else staying; "" for the whole model.
         """
         if not len(lessons):
             return dict(weights)
@@ -182,7 +211,8 @@ class Learner:
         self.module.load_state_dict(weights)
         self.module.to(self.device)
         try:
-            loss = self._train(lessons, rng, server_round, emit)
+            with learning(self.module, part):
+                loss = self._train(lessons, rng, server_round, emit)
         except FloatingPointError as error:
             emit(TrainingFailed(round=server_round, model=self.name, reason=str(error)))
             return dict(weights)
@@ -227,6 +257,19 @@ class Learner:
             rng=rng,
             on_epoch=on_epoch,
         )
+
+
+@contextmanager
+def learning(module: nn.Module, part: str) -> Iterator[None]:
+    """Freeze, inside the block, all of ``module`` but its submodule ``part``; "" freezes nothing."""
+    frozen = set(module.parameters()) - set(module.get_submodule(part).parameters())
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ MOST_PATCHES = 20
 SURROGATE = "surrogate"
 """Name of the surrogate; a narrower one is called ``surrogate-16`` by its width."""
 
+HEAD = "classifier"
+"""Name of the surrogate's last layer."""
+
 
 def are_widths(words: str) -> bool:
     """Whether ``words`` are whole numbers >= 1 joined by commas, or none."""

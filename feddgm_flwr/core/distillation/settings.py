@@ -17,10 +17,10 @@ class DistillConfig(Settings):
         3, "Synthetic images of each distilled class of a client (ipc).", ge=1, paper=10
     )
     iterations: int = setting(
-        30, "Descent steps on a client's latents in its first round.", ge=0, paper=100
+        12, "Descent steps on a client's latents in its first round.", ge=0, paper=100
     )
     warm_iterations: int = setting(
-        20,
+        8,
         "Descent steps when the latents start from the client's last round.",
         ge=0,
         paper=100,
