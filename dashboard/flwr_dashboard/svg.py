@@ -164,10 +164,10 @@ def _end_labels(
     ]
 
 
-def _open(width: float, height: float, title: str, kind: str) -> str:
+def _open(width: float, height: float, title: str, kind: str, role: str = "img") -> str:
     return (
         f'<svg class="{kind}" viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}" '
-        f'height="{_n(height)}" role="img"><title>{escape(title)}</title>'
+        f'height="{_n(height)}" role="{role}"><title>{escape(title)}</title>'
     )
 
 
@@ -212,7 +212,9 @@ def bars(rows: Sequence[Bar], *, title: str, width: int, unit: str = " s") -> st
     few = len(rows) <= 30
     pitch, thick = (28, 18) if few else (16, 11)
     scale = max(width - left - right, 40) / longest
-    out = [_open(width, len(rows) * pitch + 2, title, "chart bars")]
+    # An image has no links inside; a group may.
+    role = "group" if any(row.link for row in rows) else "img"
+    out = [_open(width, len(rows) * pitch + 2, title, "chart bars", role)]
     for number, row in enumerate(rows):
         y, x, marks = number * pitch + (pitch - thick) / 2, left, []
         for kind, name, length in row.parts:

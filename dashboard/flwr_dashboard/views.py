@@ -356,7 +356,7 @@ def rounds_by_phase(run: Run, ask: Ask, now: float) -> Chart | None:
         svg.bars(rows, title="Seconds of each round by phase", width=width)
         for width in (1100, NARROW)
     )
-    return Chart(wide, narrow, ["", *PHASES, "all"], table)
+    return Chart(wide, narrow, ["round", *PHASES, "all"], table)
 
 
 def phases_present(run: Run) -> list[tuple[str, str]]:

@@ -76,7 +76,7 @@ def write(folder, lines=None):
     """Write a run with its pictures."""
     (folder / "images").mkdir(parents=True)
     (folder / "events.jsonl").write_text("".join(f"{x}\n" for x in lines or whole()))
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4):
         (folder / f"images/sprite_{number}.png").write_bytes(png(4, 2, 60 * number))
     return folder
 
