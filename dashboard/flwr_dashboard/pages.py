@@ -301,7 +301,7 @@ def _run_line(s: Summary, now: float) -> dict[str, object]:
         "spark": svg.sparkline(values, title=title, colour=s.order),
         "best": words.percent(best),
         "round": f"{done} of {run.rounds_planned or '?'}",
-        "faults": f"{len(run.faults) or ''}{'+' if run.left_out else ''}" or "–",
+        "faults": f"{len(run.faults)}{'+' if run.left_out else ''}" if run.faults else "–",
         "age": words.ago(now - s.changed),
     }
 
@@ -348,7 +348,7 @@ def page(ask: Ask, made: Sequence[Part], title: str) -> str:
     tabs = [(TITLES[p], ask.to(p), p == ask.page) for p in TITLES] if ask.page in TITLES else []
     newest = next((part.html for part in made if part.name == "newest"), "")
     return environment.get_template("page.html").render(
-        ask=ask, parts=made, title=words.clean(title, 80), tabs=tabs, newest=newest.split()
+        ask=ask, parts=made, title=words.clean(title, 80), tabs=tabs, newest=newest.split() or ["0", "0"]
     )
 
 

@@ -438,6 +438,10 @@ def _train_progress(run: Run, r: Record) -> None:
     )
 
 
+def _trained(run: Run, r: Record) -> None:
+    run.progress = ""
+
+
 def _scored(run: Run, r: Record) -> None:
     this = _round(run, r)
     this.accuracy = words.numbers(r.get("accuracy"))
@@ -534,6 +538,8 @@ _FOLDS: Mapping[str, Callable[[Run, Record], None]] = {
     "distill-progress": _progress,
     "distilled": _distilled,
     "train-progress": _train_progress,
+    "trained": _trained,
+    "training-failed": _trained,
     "scored": _scored,
     "control-scored": _control,
     "sprite-written": _sprite,

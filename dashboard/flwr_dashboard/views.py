@@ -124,7 +124,7 @@ def _left(run: Run, stands: Standing, now: float) -> str:
 def present(run: Run) -> str:
     """Return what the server does now, in words; empty between phases."""
     name = PHASES.get(run.phase, run.phase)
-    return f"{name}, {run.progress}" if run.progress and name else name
+    return ", ".join(said for said in (name, run.progress) if said)
 
 
 # --- accuracy -----------------------------------------------------------------------------------

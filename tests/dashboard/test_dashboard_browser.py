@@ -130,6 +130,28 @@ def test_numbers_change_and_nothing_else_does(visit, address, folder):
     assert page.evaluate("window.mark !== undefined")
 
 
+def test_eight_tabs_live_at_once(visit, address, folder):
+    tabs = [visit.context.new_page() for _ in range(8)]
+    for tab in tabs:
+        tab.goto(f"{address}run?id=deep/second")
+    with (folder / "deep/second/events.jsonl").open("a") as file:
+        file.writelines(f"{x}\n" for x in logs.round_of(4, 0.9, began=100))
+    for tab in tabs:
+        sync_api.expect(tab.locator(".tile dd").first).to_have_text("4 of 4", timeout=10_000)
+
+
+def test_the_slider_comes_with_the_first_images(visit, address, folder):
+    page = visit.page
+    page.goto(f"{address}images?id=many")
+    sync_api.expect(page.locator("#images")).to_contain_text("no images so far")
+    assert page.locator("input[name=round]").is_hidden()
+    with (folder / "many/events.jsonl").open("a") as file:
+        file.writelines(f"{x}\n" for x in logs.round_of(1, 0.9, began=100))
+    sync_api.expect(page.locator("#images h2")).to_have_text("Distilled images, round 1")
+    assert page.locator("input[name=round]").is_visible()
+    assert page.locator("input[name=round]").get_attribute("max") == "1"
+
+
 def test_one_slider_moves_through_the_rounds(visit, address):
     page = visit.page
     page.goto(f"{address}images?id=first")
