@@ -4,7 +4,7 @@ A cell is cut out of its round's sprite by SVG, so that the browser loads one pi
 picture is decoded here. Knows no HTML.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flwr_dashboard import words
@@ -15,9 +15,8 @@ from flwr_dashboard.views import MAX_COLUMNS, MAX_ROWS, order
 
 MAX_STRIPS = 8
 """Film strips beside the grid."""
-
-Address = Callable[[str], str]
-"""Turns a picture's address into the one that is written: itself, or its bytes in a report."""
+MAX_GROWING, MAX_FILMS = 12, 4
+"""Clients whose images are shown as they grow, and images of each."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +222,54 @@ def detail(run: Run, ask: Ask) -> Detail | None:
     )
 
 
+@dataclass(frozen=True)
+class Growing:
+    """How one client's images grow within a round: a film an image, a frame a moment."""
+
+    name: str
+    link: str
+    films: Sequence[tuple[str, Sequence[Shown]]]
+
+
+def growing(run: Run, ask: Ask) -> tuple[int, str, list[Growing], list[Sheet]]:
+    """Return a round, its moments in words, its clients' films and their sheets.
+
+    It is the round asked for, or the newest that has any.
+    """
+    numbers = [n for n, r in sorted(run.rounds.items()) if r.growth]
+    wanted = numbers[-1:] if ask.round is None else [n for n in numbers if n == ask.round]
+    if not wanted:
+        return 0, "", [], []
+    this, found, sheets = run.rounds[wanted[0]], [], []
+    for index, owner in enumerate(sorted(this.growth, key=order)[:MAX_GROWING]):
+        grown = this.growth[owner]
+        films = [
+            (
+                class_name(run, label),
+                [
+                    Shown(
+                        f"g{index}",
+                        _grown_cell(this.number, grown, row, column),
+                        f"client {owner}, class {class_name(run, label)}, iteration {iteration}",
+                    )
+                    for row, iteration in enumerate(grown.iterations)
+                ],
+            )
+            for column, label in enumerate(grown.labels[:MAX_FILMS])
+        ]
+        link = ask.link("images", client=owner, label=-1)
+        found.append(Growing(f"client {words.client_name(owner)}", link, films))
+        sheets.append(_growth_sheet(f"g{index}", ask.id, this, owner, grown))
+    moments = max((g.iterations for g in this.growth.values()), key=len)
+    return this.number, ", ".join(map(str, moments)), found, sheets
+
+
+def _growth_sheet(name: str, run_id: str, this: Round, owner: str, found: Growth) -> Sheet:
+    href = Ask("growth", (run_id,), round=this.number, client=owner).link()
+    width, height = len(found.labels) * found.side, len(found.iterations) * found.side
+    return Sheet(name, f"{href}&at={found.time:.0f}", width, height)
+
+
 def _growth(
     run: Run, ask: Ask, this: Round
 ) -> tuple[list[tuple[str, Sequence[Shown]]], list[Sheet]]:
@@ -237,9 +284,7 @@ def _growth(
             for column, label in enumerate(found.labels)
         ]
         rows.append((f"after {iteration} iterations", frames))
-    href = f"{Ask('growth', ask.ids[:1], round=this.number, client=ask.client).link()}"
-    width, height = len(found.labels) * found.side, len(found.iterations) * found.side
-    return rows, [Sheet("grown", f"{href}&at={found.time:.0f}", width, height)]
+    return rows, [_growth_sheet("grown", ask.id, this, ask.client, found)]
 
 
 def _grown_cell(number: int, found: Growth, row: int, column: int) -> Cell:

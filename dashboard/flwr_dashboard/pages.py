@@ -183,6 +183,12 @@ def _images(s: Scene) -> str:
     return _fill("images", grid=grid, strips=strips, sheets=sheets, pages=pages, chosen=s.ask)
 
 
+def _growing(s: Scene) -> str:
+    number, moments, clients, sheets = gallery.growing(s.run, s.ask)
+    given = {"round": number, "moments": moments, "clients": clients, "sheets": sheets}
+    return _fill("growing", **given) if clients else ""
+
+
 def _detail(s: Scene) -> str:
     detail = gallery.detail(s.run, s.ask)
     return _fill("detail", detail=detail) if detail else ""
@@ -248,7 +254,11 @@ PARTS: Mapping[str, Sequence[tuple[str, str, Callable[[Scene], str]]]] = {
         ("time", "card wide", _time),
     ),
     "federation": (("clients", "card wide", _clients), ("replies", "card wide", _replies)),
-    "images": (("images", "card wide", _images), ("detail", "card wide", _detail)),
+    "images": (
+        ("images", "card wide", _images),
+        ("detail", "card wide", _detail),
+        ("growing", "card wide", _growing),
+    ),
     "time": (("time", "card wide", _time), ("timeclients", "card wide", _time_clients)),
     "config": (("config", "card wide", _config),),
     "log": (("downloads", "card wide", _downloads), ("log", "card wide", _log)),
@@ -348,7 +358,11 @@ def page(ask: Ask, made: Sequence[Part], title: str) -> str:
     tabs = [(TITLES[p], ask.to(p), p == ask.page) for p in TITLES] if ask.page in TITLES else []
     newest = next((part.html for part in made if part.name == "newest"), "")
     return environment.get_template("page.html").render(
-        ask=ask, parts=made, title=words.clean(title, 80), tabs=tabs, newest=newest.split() or ["0", "0"]
+        ask=ask,
+        parts=made,
+        title=words.clean(title, 80),
+        tabs=tabs,
+        newest=newest.split() or ["0", "0"],
     )
 
 

@@ -156,9 +156,9 @@ def accuracy(run: Run, axis: str, colour: int) -> Chart | None:
     last = max(run.rounds_planned, run.round) if axis == "round" else max(spots.values(), default=1)
     level = ("prior alone", control) if control is not None else None
     title = f"Test accuracy by {axis}: " + "; ".join(
-        f"{line.name} from {words.percent(line.points[0][1])} to {words.percent(line.points[-1][1])}"
-        for line in lines
-        if line.points
+        f"{name} from {words.percent(at[0][1])} to {words.percent(at[-1][1])}"
+        for name, at in ((line.name, line.points) for line in lines)
+        if at
     )
     wide, narrow = (
         svg.line_chart(

@@ -55,6 +55,8 @@ def round_of(number, accuracy, *, late=(), began=0.0):
     sprite = {"path": f"images/sprite_{number}.png", "side": 2, "across": 2, "owners": [0, 1]}
     sprite |= {"labels": [0, 1], "weights": [30.0, 20.0], "num_images": 2}
     lines.append(line("sprite-written", began + 30, number, **sprite))
+    grown = {"path": f"images/growth_{number}.png", "side": 2, "partition_id": 0, "labels": [0]}
+    lines.append(line("growth-written", began + 30, number, **grown, iterations=[0, 2, 5]))
     end = {"accuracy": {"surrogate": accuracy}, "loss": {"surrogate": 0.5}, "seconds": 30.0}
     end |= {"bytes_up": 1_000_000, "bytes_down": 2_000_000, "replies": {"accepted": 2 - len(late)}}
     lines.append(line("round-end", began + 30, number, **end, kept="", eta_s=60.0, federated=None))
@@ -78,6 +80,7 @@ def write(folder, lines=None):
     (folder / "events.jsonl").write_text("".join(f"{x}\n" for x in lines or whole()))
     for number in (1, 2, 3, 4):
         (folder / f"images/sprite_{number}.png").write_bytes(png(4, 2, 60 * number))
+        (folder / f"images/growth_{number}.png").write_bytes(png(2, 6, 50))
     return folder
 
 

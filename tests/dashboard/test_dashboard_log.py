@@ -3,6 +3,7 @@
 import os
 
 import dashboard_logs as logs
+
 from flwr_dashboard.log import CHUNK_BYTES, LINE_BYTES, Tail, parse
 
 
@@ -48,7 +49,7 @@ def test_what_is_cut_or_replaced_is_read_anew(tmp_path):
     assert (len(drain(tail)), tail.restarted) == (1, 1)
     other = tmp_path / "other"
     other.write_text(lines[1] + "\n" + lines[0] + "\n")
-    os.replace(other, path)
+    other.replace(path)
     assert (len(drain(tail)), tail.restarted) == (2, 2)
 
 

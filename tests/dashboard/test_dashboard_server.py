@@ -4,17 +4,21 @@ import html
 import json
 import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import dashboard_logs as logs
 import pytest
 
 pytest.importorskip("starlette", reason="the dashboard is not installed")
 
+from starlette.testclient import TestClient
+
 from flwr_dashboard import runs, server
 from flwr_dashboard.cli import main
 from flwr_dashboard.guard import HEADERS
-from starlette.testclient import TestClient
 
 PAGES = ("run", "federation", "images", "time", "config", "log")
 LOCAL = "http://127.0.0.1:8351"
@@ -118,6 +122,13 @@ def test_images_are_cut_out_of_the_rounds_sprite(client):
     assert 'aria-label="client 1, class dog, round 2"><use href="#s2" x="-2" y="-0"/>' in page
     changed = client.get("/images?id=first&round=2&changed=1").text
     assert '<use class="before" href="#s1" x="-2" y="-0"/>' in changed
+
+
+def test_images_grow_within_a_round(client):
+    page = client.get("/images?id=first").text
+    assert "from left to right after 0, 2, 5 iterations" in text_of(page)
+    assert 'aria-label="client 0, class cat, iteration 5"><use href="#g0" x="-0" y="-4"/>' in page
+    assert client.get("/growth?id=first&round=2&client=0").content == logs.png(2, 6, 50)
 
 
 def test_pictures_come_from_the_runs_folder_only(client, folder):
@@ -375,6 +386,18 @@ def test_a_wrong_argument_is_one_sentence(folder, capsys, arguments, said):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_it_starts_without_what_trains():
+    script = "import sys, flwr_dashboard.server, flwr_dashboard.report; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "flwr", "feddgm_flwr", "matplotlib", "tensorboard"}
+    assert heavy & {name.split(".")[0] for name in ran.stdout.split()} == set()
+
+
+def test_the_javascript_is_at_most_sixty_lines():
+    static = Path(server.__file__).parent / "static"
+    assert sum(len(f.read_text().splitlines()) for f in static.glob("*.js")) <= 60
 
 
 def test_five_hundred_runs_are_listed_a_hundred_a_page(tmp_path):

@@ -5,6 +5,7 @@ import random
 
 import dashboard_logs as logs
 import pytest
+
 from flwr_dashboard import downloads, metrics, tensorboard, views, words
 from flwr_dashboard.ask import Ask
 from flwr_dashboard.log import parse
