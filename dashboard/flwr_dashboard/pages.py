@@ -297,7 +297,8 @@ def _run_line(s: Summary, now: float) -> dict[str, object]:
     values = [a for _, a in s.curve]
     best = s.best
     title = f"Accuracy of {s.id}, at last {words.percent(values[-1])}" if values else ""
-    done = max((n for n, r in run.rounds.items() if r.ended), default=0)
+    # The rounds before the present one are done, though the log's ends may not say so.
+    done = max((n for n, r in run.rounds.items() if r.ended), default=max(run.round - 1, 0))
     return {
         "id": s.id,
         "link": Ask("run", (s.id,)).link(),

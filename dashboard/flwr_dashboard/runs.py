@@ -28,7 +28,7 @@ MAX_DEPTH = 3
 MAX_RUNS = 5000
 MAX_OPEN = 16
 """Runs followed at once; the one looked at longest ago is forgotten first."""
-HEAD_BYTES, END_BYTES = 16_384, 65_536
+HEAD_BYTES, END_BYTES = 16_384, 16_384
 """What a summary looks at of a log: its first line holds the configuration, its last the state."""
 _TELLING = re.compile(
     rb'"kind": ?"(?:run-|round-|control-scored|scored|clients-online|heartbeat'

@@ -14,6 +14,10 @@ COLOURS = 5
 DASHES = 4
 MAX_DOTS = 40
 """Points beyond which a line has no dots."""
+FEW_BARS = 30
+"""Bars up to which each is high and its parts say what they are."""
+MIN_PIXELS = 0.1
+"""A shorter part of a bar is not drawn."""
 LETTER = 7.2
 """Width of a letter in pixels, at most, at the charts' 12; bold ones take a tenth more."""
 
@@ -208,26 +212,47 @@ def bars(rows: Sequence[Bar], *, title: str, width: int, unit: str = " s") -> st
     longest = max((sum(p[2] for p in row.parts) for row in rows), default=0) or 1.0
     left = max((len(row.name) for row in rows), default=0) * LETTER + 10
     right = max((len(row.end) for row in rows), default=0) * LETTER + 10
-    # A link is easier to hit where a row is high; many rows have to be lower.
-    few = len(rows) <= 30
-    pitch, thick = (28, 18) if few else (16, 11)
     scale = max(width - left - right, 40) / longest
+    few = len(rows) <= FEW_BARS
+    pitch, thick = (28, 18) if few else (16, 11)
     # An image has no links inside; a group may.
     role = "group" if any(row.link for row in rows) else "img"
     out = [_open(width, len(rows) * pitch + 2, title, "chart bars", role)]
+    draw = _bar_with_titles if few else _bar
     for number, row in enumerate(rows):
-        y, x, marks = number * pitch + (pitch - thick) / 2, left, []
-        for kind, name, length in row.parts:
-            if length * scale >= 0.05:
-                shape = f'x="{_n(x)}" y="{_n(y)}" width="{_n(length * scale)}" height="{thick}"'
-                said = f"<title>{escape(name)}: {length:.1f}{unit}</title>" if few else ""
-                marks.append(f'<rect class="{kind}" {shape}>{said}</rect>')
-            x += length * scale
-        middle = y + thick / 2 + 4
-        drawn = _text(left - 8, middle, row.name, "end") + "".join(marks)
-        drawn += _text(x + 6, middle, row.end, "start")
-        out.append(f'<a href="{escape(row.link)}">{drawn}</a>' if row.link else drawn)
+        y = number * pitch + (pitch - thick) / 2
+        marks, end = draw(row, left, y, thick, scale, unit)
+        middle = _n(y + thick / 2 + 4)
+        name = f'<text class="quiet e" x="{_n(left - 8)}" y="{middle}">{escape(row.name)}</text>'
+        last = f'<text class="quiet" x="{_n(end + 6)}" y="{middle}">{escape(row.end)}</text>'
+        link = f'<a href="{escape(row.link)}">' if row.link else ""
+        out.append(f"{link}{name}{marks}{last}" + ("</a>" if link else ""))
     return "".join(out) + "</svg>"
+
+
+def _bar_with_titles(
+    row: Bar, x: float, y: float, thick: float, scale: float, unit: str
+) -> tuple[str, float]:
+    """Return a bar whose parts say what they are, and where it ends."""
+    marks = []
+    for kind, name, length in row.parts:
+        if length * scale >= MIN_PIXELS:
+            shape = f'x="{_n(x)}" y="{_n(y)}" width="{_n(length * scale)}" height="{thick}"'
+            said = f"<title>{escape(name)}: {length:.1f}{unit}</title>"
+            marks.append(f'<rect class="{kind}" {shape}>{said}</rect>')
+        x += length * scale
+    return "".join(marks), x
+
+
+def _bar(row: Bar, x: float, y: float, thick: float, scale: float, unit: str) -> tuple[str, float]:
+    """Return a bar in few bytes, and where it ends."""
+    marks = []
+    for kind, _, length in row.parts:
+        if length * scale >= MIN_PIXELS:
+            marks.append(f'<path class="{kind}" d="M{_n(x)} {_n(y)}h{_n(length * scale)}v{thick}')
+            marks.append(f'H{_n(x)}z"/>')
+        x += length * scale
+    return "".join(marks), x
 
 
 def matrix(rows: Sequence[tuple[str, str]], *, title: str, first: int, width: int) -> str:

@@ -345,7 +345,8 @@ def rounds_by_phase(run: Run, ask: Ask, now: float) -> Chart | None:
             phases[run.phase] = phases.get(run.phase, 0.0) + max(now - run.phase_began, 0.0)
         known = sorted(phases, key=lambda p: [*PHASES, p].index(p))
         total = sum(phases.values())
-        name = f"round {number}" if number else "start"
+        full = f"round {number}" if len(numbers) <= svg.FEW_BARS else str(number)
+        name = full if number else "start"
         parts = [(phase_class(p), PHASES.get(p, p), phases[p]) for p in known]
         end = words.duration(total) + (" …" if going else "")
         rows.append(svg.Bar(name, parts, end, ask.to("time") and ask.link("time", round=number)))
@@ -381,7 +382,7 @@ def clients_of_round(run: Run, number: int) -> Chart | None:
         ]
         end = words.duration(sum(p[2] for p in parts))
         said = end if part.outcome == "replied" else f"{end}, {part.outcome}"
-        rows.append(svg.Bar(f"client {words.client_name(name)}", parts, said))
+        rows.append(svg.Bar(words.client_name(name), parts, said))
     if not rows:
         return None
     title = f"Seconds of each client in round {number}"

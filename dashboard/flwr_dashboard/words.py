@@ -15,6 +15,8 @@ MAX_TEXT = 300
 
 def clean(value: object, most: int = MAX_TEXT) -> str:
     """Return a text without control characters or anything that turns its direction round."""
+    if type(value) is str and len(value) <= most and value.isprintable():
+        return value
     text = value if isinstance(value, str) else _scalar(value)
     cut = text if len(text) <= most else text[: most - 1] + "…"
     if cut.isprintable():
