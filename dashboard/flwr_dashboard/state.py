@@ -513,7 +513,9 @@ def _texts(value: object, most: int) -> dict[str, str]:
 
 def _exactly(value: object) -> str:
     """Return a scalar with all its digits."""
-    return repr(value) if type(value) is float else words.clean(value)
+    if type(value) is float or (type(value) is int and abs(value) < 1 << 63):
+        return repr(value)
+    return words.clean(value)
 
 
 def _tables(value: object) -> dict[str, dict[str, float]]:

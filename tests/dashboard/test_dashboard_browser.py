@@ -1,7 +1,8 @@
 """The pages in a real browser: looks, controls, live updates, accessibility.
 
 Wants Playwright, Chromium at ``$CHROMIUM`` or on the path, and axe-core's
-``axe.min.js`` at ``$AXE`` or below ``node_modules/`` (``npm install --no-save axe-core``); says what is missing.
+``axe.min.js`` at ``$AXE`` or below ``node_modules/`` (``npm install --no-save axe-core``); says
+what is missing.
 """
 
 import os
