@@ -7,6 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.distillation.progress import Gallery
 from feddgm_flwr.core.memory import keep_freed_memory
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.federation.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from feddgm_flwr.federation.log import said_plainly, show_log
 from feddgm_flwr.federation.machine import device_of
 from feddgm_flwr.federation.server import add_control, restored, say_hello, server_side
 from feddgm_flwr.monitoring.events import EventLog, LogFollower
+from feddgm_flwr.monitoring.sprites import Sprites
 
 app = ServerApp()
 
@@ -51,7 +53,10 @@ def federate(
 ) -> None:
     """Put the parts together, do the rounds, save what came of them."""
     spec = spec_of(config.data)
-    with server_side(config, spec, saved, device, log.emit) as side:
+    watch = config.watch
+    sprites = Sprites(folder, log.emit, images=watch.images, room_mb=watch.pictures_mb)
+    gallery = Gallery(room=watch.growing, show=sprites.show)
+    with server_side(config, spec, saved, device, log.emit, gallery) as side:
         keeper = RoundKeeper(
             config,
             side.half,
@@ -65,7 +70,7 @@ def federate(
             out_dir=folder,
             emit=log.emit,
             score=side.scorer,
-            show=draw_round(folder, spec, log.emit),
+            show=draw_round(folder, spec, log.emit, sprites),
         )
         keeper.roster.online(grid)
         draw_owners(config, spec, keeper.roster.num_partitions, folder)

@@ -12,6 +12,7 @@ import torch
 
 from feddgm_flwr.build import Tools, build_tools, control_state, first_state
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.distillation.progress import Gallery
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.start import fresh_state
 from feddgm_flwr.core.state import ServerState
@@ -81,12 +82,13 @@ def server_side(
     saved: checkpoint.Checkpoint | None,
     device: torch.device,
     emit: Emit,
+    gallery: Gallery,
 ) -> Iterator[ServerSide]:
     """Build the server's side and release it after the block."""
     num_threads = saved.threads if saved else config.server.threads or torch.get_num_threads()
     torch.set_num_threads(num_threads)
     begin(config, spec, device, emit, done=0 if saved is None else saved.state.server_round)
-    tools = build_tools(config, spec, device)
+    tools = replace(build_tools(config, spec, device), gallery=gallery)
     say_what_is_missing(config, tools)
     learners = (tools.learners.surrogate, *tools.learners.global_models.values())
     scorer = Scorer(
