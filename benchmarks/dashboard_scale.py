@@ -34,7 +34,9 @@ def events(clients: int, rounds: int, *, began: float, ended: bool) -> Iterator[
     yield dict(kind="control-scored", round=0, accuracy={"surrogate": 0.5}, loss={}, metrics={})
     for number in range(1, rounds + 1):
         everyone = list(range(clients))
-        yield dict(kind="round-start", round=number, rounds=rounds, clients=everyone, online=clients)
+        yield dict(
+            kind="round-start", round=number, rounds=rounds, clients=everyone, online=clients
+        )
         yield dict(kind="phase-start", round=number, phase="clients")
         for client in everyone:
             yield dict(

@@ -209,6 +209,11 @@ class RunConfig(Settings):
         return tree
 
 
+def said_keys(flat: Mapping[str, Scalar]) -> tuple[str, ...]:
+    """Return the keys whose values are the user's own word."""
+    return tuple(key for key, value in flat.items() if value != AUTO)
+
+
 STATIC: tuple[type[Settings], ...] = tuple(
     hint
     for hint in hints_of(RunConfig).values()

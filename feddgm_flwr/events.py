@@ -136,7 +136,7 @@ class ClientAsked(Event):
     """A client is sent the surrogate, to train it or to score it."""
 
     partition_id: int
-    """The client's stable identity; of a watched strategy, its place among the nodes asked."""
+    """The client's stable identity; of a watched strategy, its place among the nodes seen."""
     phase: Phase
     """`clients` to train, `evaluate` to score."""
     num_bytes: int

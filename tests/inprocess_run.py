@@ -36,6 +36,7 @@ FAST = {
     "union.epochs": 2,
     "start.control": False,
     "rounds.node-wait-s": 0.05,
+    "rounds.timeout-s": 0.1,  # of a reply that was lost; the others are there at once
     # Pictures cost more than a round here, and most tests do not look at them.
     "watch.images": 0,
     "watch.growing": 0,

@@ -25,7 +25,7 @@ FORBIDDEN_ON_A_DEVICE = {
     *(f"feddgm_flwr.federation.{m}" for m in ("keeper", "server", "screening", "checkpoint")),
     *("feddgm_flwr.federation.roster", "feddgm_flwr.federation.flower_strategies"),
     *("feddgm_flwr.build", "feddgm_flwr.cluster", "feddgm_flwr.priors.autoencoder"),
-    *("diffusers", "torchvision", "ray", "matplotlib", "sklearn", "mlxtend"),
+    *("diffusers", "torchvision", "ray", "matplotlib", "sklearn", "mlxtend", "flwr_dashboard"),
 }
 
 ON_A_DEVICE = """

@@ -92,7 +92,7 @@ class WatchConfig(Settings):
     metrics_port: int = setting(
         0,
         "Port at which the server offers `/metrics` to Prometheus while the run lasts; 0 offers "
-        "none. It needs the extra `dashboard`.",
+        "none.",
         ge=0,
         le=65535,
         may_differ=True,
