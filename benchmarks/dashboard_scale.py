@@ -26,57 +26,107 @@ TOKEN = "measure"
 def events(clients: int, rounds: int, *, began: float, ended: bool) -> Iterator[dict[str, Any]]:
     """Yield a run's events: every client asked, replied and distilled in every round."""
     rng = random.Random(0)
-    yield dict(
-        kind="run-start", round=0, method="feddgm", rounds=rounds, seed=0, resumed=False,
-        config={f"group{i % 8}.key{i}": i for i in range(90)},
-        classes=[str(c) for c in range(10)], versions={}, machine={"host": "scale"}, pid=1,
-    )  # fmt: skip
-    yield dict(kind="control-scored", round=0, accuracy={"surrogate": 0.5}, loss={}, metrics={})
+    yield {
+        "kind": "run-start",
+        "round": 0,
+        "method": "feddgm",
+        "rounds": rounds,
+        "seed": 0,
+        "resumed": False,
+        "config": {f"group{i % 8}.key{i}": i for i in range(90)},
+        "classes": [str(c) for c in range(10)],
+        "versions": {},
+        "machine": {"host": "scale"},
+        "pid": 1,
+    }
+    yield {
+        "kind": "control-scored",
+        "round": 0,
+        "accuracy": {"surrogate": 0.5},
+        "loss": {},
+        "metrics": {},
+    }
     for number in range(1, rounds + 1):
         everyone = list(range(clients))
-        yield dict(
-            kind="round-start", round=number, rounds=rounds, clients=everyone, online=clients
-        )
-        yield dict(kind="phase-start", round=number, phase="clients")
+        yield {
+            "kind": "round-start",
+            "round": number,
+            "rounds": rounds,
+            "clients": everyone,
+            "online": clients,
+        }
+        yield {"kind": "phase-start", "round": number, "phase": "clients"}
         for client in everyone:
-            yield dict(
-                kind="client-asked", round=number, partition_id=client, phase="clients",
-                num_bytes=90_000,
-            )  # fmt: skip
+            yield {
+                "kind": "client-asked",
+                "round": number,
+                "partition_id": client,
+                "phase": "clients",
+                "num_bytes": 90_000,
+            }
         for client in everyone:
             if rng.random() < 0.05:
-                yield dict(
-                    kind="client-rejected", round=number, partition_id=client,
-                    reply=rng.choice(["late", "failed", "malformed"]), reason="no reply in 60 s",
-                )  # fmt: skip
+                yield {
+                    "kind": "client-rejected",
+                    "round": number,
+                    "partition_id": client,
+                    "reply": rng.choice(["late", "failed", "malformed"]),
+                    "reason": "no reply in 60 s",
+                }
                 continue
-            yield dict(
-                kind="client-reply", round=number, partition_id=client, num_examples=250,
-                train_loss=rng.random(), seconds=rng.random() * 9, num_bytes=90_000,
-            )  # fmt: skip
-        yield dict(kind="phase-end", round=number, phase="clients", seconds=9.0)
-        yield dict(kind="phase-start", round=number, phase="distill")
+            yield {
+                "kind": "client-reply",
+                "round": number,
+                "partition_id": client,
+                "num_examples": 250,
+                "train_loss": rng.random(),
+                "seconds": rng.random() * 9,
+                "num_bytes": 90_000,
+            }
+        yield {"kind": "phase-end", "round": number, "phase": "clients", "seconds": 9.0}
+        yield {"kind": "phase-start", "round": number, "phase": "distill"}
         for client in everyone:
             for iteration in (1, 10, 20):
-                yield dict(
-                    kind="distill-progress", round=number, partition_id=client,
-                    iteration=iteration, iterations=20, loss=1 / iteration, eta_s=60.0,
-                )  # fmt: skip
-            yield dict(
-                kind="distilled", round=number, partition_id=client,
-                classes=sorted(rng.sample(range(10), 4)), num_images=40, iterations=20,
-                first_loss=1.0, last_loss=0.4 + rng.random() / 9, student_lr=0.02, seconds=4.0,
-                stopped="", eta_s=60.0,
-            )  # fmt: skip
-        yield dict(kind="phase-end", round=number, phase="distill", seconds=20.0)
+                yield {
+                    "kind": "distill-progress",
+                    "round": number,
+                    "partition_id": client,
+                    "iteration": iteration,
+                    "iterations": 20,
+                    "loss": 1 / iteration,
+                    "eta_s": 60.0,
+                }
+            yield {
+                "kind": "distilled",
+                "round": number,
+                "partition_id": client,
+                "classes": sorted(rng.sample(range(10), 4)),
+                "num_images": 40,
+                "iterations": 20,
+                "first_loss": 1.0,
+                "last_loss": 0.4 + rng.random() / 9,
+                "student_lr": 0.02,
+                "seconds": 4.0,
+                "stopped": "",
+                "eta_s": 60.0,
+            }
+        yield {"kind": "phase-end", "round": number, "phase": "distill", "seconds": 20.0}
         gain = 0.9 - 0.4 * 0.95**number
-        yield dict(
-            kind="round-end", round=number, accuracy={"surrogate": gain}, loss={"surrogate": 0.5},
-            seconds=34.0, bytes_up=clients * 90_000, bytes_down=clients * 90_000,
-            replies={"accepted": clients}, kept="", eta_s=(rounds - number) * 34.0, federated=None,
-        )  # fmt: skip
+        yield {
+            "kind": "round-end",
+            "round": number,
+            "accuracy": {"surrogate": gain},
+            "loss": {"surrogate": 0.5},
+            "seconds": 34.0,
+            "bytes_up": clients * 90_000,
+            "bytes_down": clients * 90_000,
+            "replies": {"accepted": clients},
+            "kept": "",
+            "eta_s": (rounds - number) * 34.0,
+            "federated": None,
+        }
     if ended:
-        yield dict(kind="run-end", round=rounds, status="completed", reason="")
+        yield {"kind": "run-end", "round": rounds, "status": "completed", "reason": ""}
 
 
 def write(folder: Path, clients: int, rounds: int, *, ended: bool = True) -> None:
@@ -90,7 +140,8 @@ def write(folder: Path, clients: int, rounds: int, *, ended: bool = True) -> Non
 
 def get(url: str) -> bytes:
     """Return what the server answers."""
-    with urllib.request.urlopen(url, timeout=30) as reply:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=30) as reply:
         return bytes(reply.read())
 
 
@@ -131,10 +182,10 @@ def measure_large(folder: Path) -> None:
         print(f"start: {cpu_s(server.pid):.2f} CPU s, {rss_mb(server.pid):.0f} MB")
         for page in ("run", "federation", "time", "log", "config", "images"):
             before, began = cpu_s(server.pid), time.perf_counter()
-            body = get(f"{url}{page}?id=large&token={TOKEN}")
+            body = get(f"{url}{page}?id=large")
             spent, cpu = time.perf_counter() - began, cpu_s(server.pid) - before
             print(f"{page:10}: {spent:.3f} s, {cpu:.2f} CPU s, {len(body) / 1000:.0f} kB")
-        address = f"{url}federation?id=large&token={TOKEN}"
+        address = f"{url}federation?id=large"
         for _ in range(20):
             state = state_of(get(address))
         log, step = folder / "large" / "events.jsonl", 0
@@ -143,10 +194,15 @@ def measure_large(folder: Path) -> None:
         for update in range(updates):
             with log.open("a") as file:
                 step += 1
-                line = dict(
-                    kind="distill-progress", round=100, partition_id=step % 200, iteration=step,
-                    iterations=5000, loss=0.5, eta_s=1.0,
-                )  # fmt: skip
+                line = {
+                    "kind": "distill-progress",
+                    "round": 100,
+                    "partition_id": step % 200,
+                    "iteration": step,
+                    "iterations": 5000,
+                    "loss": 0.5,
+                    "eta_s": 1.0,
+                }
                 file.write(json.dumps({"v": 1, "time": time.time(), **line}) + "\n")
             time.sleep(0.02)
             get(f"{address}&have={state}")
@@ -165,7 +221,7 @@ def measure_list(folder: Path) -> None:
     try:
         for _ in range(3):
             before, began = cpu_s(server.pid), time.perf_counter()
-            body = get(f"{url}?token={TOKEN}")
+            body = get(f"{url}")
             spent, cpu = time.perf_counter() - began, cpu_s(server.pid) - before
             print(f"500 runs  : {spent:.3f} s, {cpu:.2f} CPU s, {len(body) / 1000:.0f} kB")
             time.sleep(1.2)

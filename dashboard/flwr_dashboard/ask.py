@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
+from flwr_dashboard import words
+
 MAX_RUNS = 8
 """Runs compared at once."""
 AXES = ("round", "bytes", "seconds")
@@ -82,12 +84,12 @@ def read(page: str, query: Mapping[str, str], ids: Sequence[str]) -> Ask:
         page,
         tuple(dict.fromkeys(ids))[:MAX_RUNS],
         round=_count(query.get("round", "")),
-        client=query.get("client", "")[:40],
+        client=words.clean(query.get("client", ""), 40),
         label=-1 if (label := _count(query.get("class", ""))) is None else label,
         axis=axis if axis in AXES else "round",
         first=_count(query.get("first", "")) or 0,
         changed=query.get("changed") == "1",
-        find=query.get("find", "")[:80],
+        find=words.clean(query.get("find", ""), 80),
     )
 
 

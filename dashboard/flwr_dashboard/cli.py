@@ -1,4 +1,4 @@
-"""``flwr-dashboard RUNS_DIR``: serve the runs of a folder, or write one as a report or for TensorBoard.
+"""``flwr-dashboard RUNS_DIR``: serve runs, or write one as a report or for TensorBoard.
 
 Prints the address to open, which holds a token: another user of this machine does not know it. What
 is wrong with an argument is said in one sentence.

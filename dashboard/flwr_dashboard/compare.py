@@ -4,7 +4,7 @@ Knows no HTML. Runs that differ in nothing but their seed are also given as mean
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flwr_dashboard import svg, words
@@ -62,7 +62,8 @@ def table(runs: Sequence[Compared]) -> list[tuple[str, list[Cell]]]:
     last = [p[-1][1] if (p := c.run.accuracy(c.run.model)) else None for c in runs]
     control = [c.run.control.get(c.run.model) for c in runs]
     over = [
-        b - k if b is not None and k is not None else None for b, k in zip(best, control, strict=True)
+        b - k if b is not None and k is not None else None
+        for b, k in zip(best, control, strict=True)
     ]
     up = [float(sum(r.bytes_up for r in c.run.done())) for c in runs]
     took = [sum(r.seconds or 0.0 for r in c.run.done()) for c in runs]
@@ -77,7 +78,11 @@ def table(runs: Sequence[Compared]) -> list[tuple[str, list[Cell]]]:
     ]
 
 
-def _row(values, say, better) -> list[Cell]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _row(
+    values: Sequence[float | None],
+    say: Callable[[float], str],
+    better: Callable[[Sequence[float]], float],
+) -> list[Cell]:
     known = [v for v in values if v is not None]
     goal = better(known) if len(set(known)) > 1 else None
     return [Cell("–" if v is None else say(v), v is not None and v == goal) for v in values]

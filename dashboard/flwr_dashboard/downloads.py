@@ -9,7 +9,16 @@ from collections.abc import Iterable, Sequence
 from flwr_dashboard.state import Run
 from flwr_dashboard.views import order
 
-PART = ("outcome", "examples", "seconds", "loss", "bytes_up", "moved", "images", "first_loss")
+PART: tuple[str, ...] = (
+    "outcome",
+    "examples",
+    "seconds",
+    "loss",
+    "bytes_up",
+    "moved",
+    "images",
+    "first_loss",
+)
 PART += ("last_loss", "distill_seconds", "reason")
 
 
@@ -66,7 +75,8 @@ def run_json(run: Run) -> str:
     said = {
         f.name: getattr(run, f.name)
         for f in dataclasses.fields(run)
-        if f.name not in ("latest", "warnings", "num_parts", "left_out", "said", "rounds", "clients")
+        if f.name
+        not in ("latest", "warnings", "num_parts", "left_out", "said", "given", "rounds", "clients")
     }
     said["faults"] = list(run.faults)
     said["rounds"] = [dataclasses.asdict(r) for _, r in sorted(run.rounds.items())]

@@ -98,7 +98,8 @@ def shown_round(run: Run, wanted: int | None) -> int | None:
     """Return the round whose images are shown: the one wanted, or the last before it."""
     drawn = drawn_rounds(run)
     fitting = [n for n in drawn if wanted is None or n <= wanted]
-    return (fitting[-1:] or drawn[:1] or [None])[0]
+    shown = fitting[-1:] or drawn[:1]
+    return shown[0] if shown else None
 
 
 def sheet(run_id: str, this: Round, sprite: Sprite) -> Sheet:
@@ -173,8 +174,8 @@ def strips(run: Run, ask: Ask) -> tuple[list[Strip], list[Sheet]]:
         heaviest[owner] = max(heaviest.get(owner, (-1.0, 0)), (found[0].weight, -label))
     owners = sorted(heaviest, key=order)
     shown = [owners[i] for i in spread(range(len(owners)), MAX_STRIPS)]
-    found = [strip(run, owner, -heaviest[owner][1], numbers) for owner in shown]
-    return found, _sheets(run, ask.id, numbers)
+    films = [strip(run, owner, -heaviest[owner][1], numbers) for owner in shown]
+    return films, _sheets(run, ask.id, numbers)
 
 
 def strip(run: Run, owner: str, label: int, numbers: Sequence[int]) -> Strip:
@@ -242,4 +243,6 @@ def _growth(
 
 
 def _grown_cell(number: int, found: Growth, row: int, column: int) -> Cell:
-    return Cell(number, column * found.side, row * found.side, found.side, found.labels[column], 0.0)
+    return Cell(
+        number, column * found.side, row * found.side, found.side, found.labels[column], 0.0
+    )

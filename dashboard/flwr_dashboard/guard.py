@@ -66,7 +66,9 @@ class Guard:
         headers = request.headers
         host = _host(headers.get("host", ""))
         if not (host in self._names or _is_address(host)):
-            return _no(421, "This dashboard is not known under that host name; start it with --name.")
+            return _no(
+                421, "This dashboard is not known under that host name; start it with --name."
+            )
         if _is_foreign(headers):
             return _no(403, "Another site's page may not read this dashboard.")
         if request.method not in ("GET", "HEAD"):
@@ -77,7 +79,9 @@ class Guard:
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
         if self._is_token(request.cookies.get(self._cookie, "")) or self._is_token(bearer):
             return None
-        return _no(403, "Open the address that the dashboard printed when it started: it holds a token.")
+        return _no(
+            403, "Open the address that the dashboard printed when it started: it holds a token."
+        )
 
     def _is_token(self, shown: str) -> bool:
         return hmac.compare_digest(shown.encode(errors="replace"), self._token.encode())

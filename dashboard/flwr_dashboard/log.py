@@ -62,7 +62,9 @@ class Tail:
         try:
             chunk = self._new_bytes()
         except OSError as error:
-            self.missing = f"The log cannot be read: {(error.strerror or 'no reason given').lower()}."
+            self.missing = (
+                f"The log cannot be read: {(error.strerror or 'no reason given').lower()}."
+            )
             # The next file may get the number of this one.
             self._identity = None
             return []
@@ -72,7 +74,7 @@ class Tail:
     def _new_bytes(self) -> bytes:
         # Without waiting, or a pipe under this name would hold the page for ever.
         number = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(number, "rb") as file:
+        with os.fdopen(number, "rb") as file:
             status = os.fstat(number)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(0, "It is no ordinary file")

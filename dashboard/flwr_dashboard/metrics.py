@@ -4,7 +4,8 @@ The numbers are read from the logs at each scrape, so there is no registry: a ga
 there, a counter what has added up since the run began. Names and help end up in a scrape once each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr_dashboard.state import Run, Standing
@@ -44,40 +45,35 @@ def families() -> dict[str, Family]:
     }
 
 
-def sample(found: dict[str, Family], name: str, run: Run, stands: Standing) -> None:
-    """Add a run's samples."""
-
-    def put(metric: str, value: float | None, **labels: str) -> None:
-        if value is not None:
-            found[metric].samples.append(({"run": name, **labels}, value))
-
-    for state in STATES:
-        put("flwr_run_state", float(stands.key == state), state=state)
+def samples(run: Run, stands: Standing) -> Iterator[tuple[str, float | None, dict[str, str]]]:
+    """Yield a run's samples: name, value or None where there is none, labels."""
     done, scored, best = run.done(), run.scored(), run.best()
-    put("flwr_run_round", done[-1].number if done else 0)
-    put("flwr_run_rounds", run.rounds_planned)
-    put("flwr_run_best_accuracy", best[1] if best else None)
-    for model, value in (scored[-1].accuracy if scored else {}).items():
-        put("flwr_run_accuracy", value, model=model)
-    for model, value in (scored[-1].loss if scored else {}).items():
-        put("flwr_run_loss", value, model=model)
-    for model, value in run.control.items():
-        put("flwr_run_control_accuracy", value, model=model)
-    put("flwr_run_clients_online", run.online)
-    states = [client.state for client in run.clients.values()]
-    for state in sorted(set(states)):
-        put("flwr_run_clients", states.count(state), state=state)
-    outcomes = [part.outcome for r in run.rounds.values() for part in r.parts.values()]
-    for outcome in sorted(set(outcomes) - {"asked"}):
-        put("flwr_run_replies_total", outcomes.count(outcome), outcome=outcome)
-    put("flwr_run_bytes_total", sum(r.bytes_up for r in done), direction="up")
-    put("flwr_run_bytes_total", sum(r.bytes_down for r in done), direction="down")
-    for phase, seconds in _phases(run).items():
-        put("flwr_run_phase_seconds_total", seconds, phase=phase)
-    put("flwr_run_round_seconds", done[-1].seconds if done else None)
-    put("flwr_run_last_event_seconds", run.last)
+    for state in STATES:
+        yield "state", float(stands.key == state), {"state": state}
+    yield "round", done[-1].number if done else 0, {}
+    yield "rounds", run.rounds_planned, {}
+    yield "best_accuracy", best[1] if best else None, {}
+    yield from _each("accuracy", "model", scored[-1].accuracy if scored else {})
+    yield from _each("loss", "model", scored[-1].loss if scored else {})
+    yield from _each("control_accuracy", "model", run.control)
+    yield "clients_online", run.online, {}
+    yield from _each("clients", "state", Counter(c.state for c in run.clients.values()))
+    ended = (p.outcome for r in run.rounds.values() for p in r.parts.values())
+    yield from _each("replies_total", "outcome", Counter(o for o in ended if o != "asked"))
+    up, down = sum(r.bytes_up for r in done), sum(r.bytes_down for r in done)
+    yield from _each("bytes_total", "direction", {"up": up, "down": down})
+    yield from _each("phase_seconds_total", "phase", _phases(run))
+    yield "round_seconds", done[-1].seconds if done else None, {}
+    yield "last_event_seconds", run.last, {}
     rss = run.load.get("rss_mb")
-    put("flwr_run_server_rss_bytes", rss * 1e6 if rss is not None else None)
+    yield "server_rss_bytes", rss * 1e6 if rss is not None else None, {}
+
+
+def _each(
+    name: str, label: str, values: Mapping[str, float]
+) -> Iterator[tuple[str, float | None, dict[str, str]]]:
+    for key, value in values.items():
+        yield name, value, {label: key}
 
 
 def _phases(run: Run) -> dict[str, float]:
@@ -111,5 +107,7 @@ def scrape(runs: Sequence[tuple[str, Run, Standing]]) -> str:
     """Return the metrics of some runs."""
     found = families()
     for name, run, stands in runs:
-        sample(found, name, run, stands)
+        for metric, value, labels in samples(run, stands):
+            if value is not None:
+                found[f"flwr_run_{metric}"].samples.append(({"run": name, **labels}, value))
     return render(found)

@@ -28,6 +28,9 @@ TITLES = {
 }
 """Pages of one run, in the order of their tabs."""
 
+LISTED = 100
+"""Runs on one page of the list."""
+
 environment = Environment(
     loader=PackageLoader("flwr_dashboard"),
     autoescape=True,
@@ -43,7 +46,7 @@ environment.globals.update(
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a page: its name, how it is placed, its HTML; ``""`` where it has nothing to say."""
+    """A part of a page: its name, how it is placed, its HTML; empty where nothing is to be said."""
 
     name: str
     place: str
@@ -115,9 +118,7 @@ def _meta(s: Scene) -> str:
 def _banner(s: Scene) -> str:
     faults = [(views.clock(moment), said) for moment, said in list(s.run.faults)[::-1]]
     nodes = list(s.run.nodes_left_out.items())[:5]
-    return _fill(
-        "banner", stands=s.stands, faults=faults, nodes=nodes, log=s.ask.to("log")
-    )
+    return _fill("banner", stands=s.stands, faults=faults, nodes=nodes, log=s.ask.to("log"))
 
 
 def _tiles(s: Scene) -> str:
@@ -125,7 +126,9 @@ def _tiles(s: Scene) -> str:
 
 
 def _accuracy(s: Scene) -> str:
-    axes = [(axis, s.ask.link(axis=axis), axis == s.ask.axis) for axis in ("round", "bytes", "seconds")]
+    axes = [
+        (axis, s.ask.link(axis=axis), axis == s.ask.axis) for axis in ("round", "bytes", "seconds")
+    ]
     chart = views.accuracy(s.run, s.ask.axis, s.colour)
     return _fill("accuracy", chart=chart, axes=[] if s.ask.static else axes)
 
@@ -256,15 +259,20 @@ PARTS: Mapping[str, Sequence[tuple[str, str, Callable[[Scene], str]]]] = {
 def parts(s: Scene) -> list[Part]:
     """Return the parts of a run's page."""
     made = [Part(name, place, make(s)) for name, place, make in (*HEAD, *PARTS[s.ask.page])]
-    return [*made, Part("newest", "hidden", _newest(s))] if s.ask.page in ("run", "images") else made
+    return (
+        [*made, Part("newest", "hidden", _newest(s))] if s.ask.page in ("run", "images") else made
+    )
 
 
 def list_parts(summaries: Sequence[Summary], ask: Ask, now: float) -> list[Part]:
     """Return the parts of the list of runs."""
     wanted = ask.find.lower().split()
     rows = [s for s in summaries if all(w in _haystack(s) for w in wanted)]
-    lines = [_run_line(s, now) for s in rows[:500]]
-    html = _fill("runs", rows=lines, total=len(summaries), found=len(rows), chosen=set(ask.ids))
+    lines = [_run_line(s, now) for s in rows[ask.first : ask.first + LISTED]]
+    pages = _pages(ask, len(rows), LISTED)
+    html = _fill(
+        "runs", rows=lines, pages=pages, total=len(summaries), found=len(rows), chosen=set(ask.ids)
+    )
     return [Part("runs", "card wide", html)]
 
 
@@ -286,12 +294,14 @@ def _run_line(s: Summary, now: float) -> dict[str, object]:
         "stands": s.standing,
         "method": run.method or "–",
         "data": config.get("data.name", "–"),
-        "alpha": config.get("data.alpha", "–") if config.get("data.partition") == "dirichlet" else "–",
+        "alpha": config.get("data.alpha", "–")
+        if config.get("data.partition") == "dirichlet"
+        else "–",
         "seed": run.seed or "–",
         "spark": svg.sparkline(values, title=title, colour=s.order),
         "best": words.percent(best),
         "round": f"{done} of {run.rounds_planned or '?'}",
-        "faults": len(run.faults),
+        "faults": f"{len(run.faults)}{'+' if run.left_out else ''}" if run.faults else "–",
         "age": words.ago(now - s.changed),
     }
 
@@ -302,7 +312,9 @@ def compare_parts(library: Library, ask: Ask, now: float) -> list[Part]:
     runs = [compare.Compared(o.id, o.run, library.order(o.id)) for o in opened]
     if len(runs) < 2:
         return [Part("compare", "card wide", _fill("nocompare"))]
-    names = [(words.clean(c.id, 40), svg.classes(c.colour), Ask("run", (c.id,)).link()) for c in runs]
+    names = [
+        (words.clean(c.id, 40), svg.classes(c.colour), Ask("run", (c.id,)).link()) for c in runs
+    ]
     grids = []
     for order, c in enumerate(runs):
         single = replace(ask, ids=(c.id,), page="images", client="", label=-1)
@@ -311,8 +323,21 @@ def compare_parts(library: Library, ask: Ask, now: float) -> list[Part]:
             grids.append((names[order][0], f"r{order}", grid))
     drawn = sorted({n for c in runs for n in drawn_rounds(c.run)})
     return [
-        Part("curves", "card wide", _fill("curves", chart=compare.curves(runs), spread=compare.spread(runs))),
-        Part("table", "card wide", _fill("comparetable", names=names, rows=compare.table(runs), differing=compare.differing(runs))),
+        Part(
+            "curves",
+            "card wide",
+            _fill("curves", chart=compare.curves(runs), spread=compare.spread(runs)),
+        ),
+        Part(
+            "table",
+            "card wide",
+            _fill(
+                "comparetable",
+                names=names,
+                rows=compare.table(runs),
+                differing=compare.differing(runs),
+            ),
+        ),
         Part("grids", "card wide", _fill("comparegrids", grids=grids)),
         Part("newest", "hidden", f"{drawn[0]} {drawn[-1]}" if drawn else ""),
     ]
@@ -323,7 +348,7 @@ def page(ask: Ask, made: Sequence[Part], title: str) -> str:
     tabs = [(TITLES[p], ask.to(p), p == ask.page) for p in TITLES] if ask.page in TITLES else []
     newest = next((part.html for part in made if part.name == "newest"), "")
     return environment.get_template("page.html").render(
-        ask=ask, parts=made, title=words.clean(title, 80), tabs=tabs, newest=newest.split()
+        ask=ask, parts=made, title=words.clean(title, 80), tabs=tabs, newest=newest.split() or ["0", "0"]
     )
 
 

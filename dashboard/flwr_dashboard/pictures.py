@@ -16,7 +16,7 @@ from flwr_dashboard.state import Round, Run, Sprite
 MAX_BYTES = 32 << 20
 """A larger picture is not handed out."""
 MAX_FRAMES = 12
-"""Rounds of a film strip or a report; of more, some spread evenly, the first and last among them."""
+"""Rounds of a film strip or a report; of more, some evenly spread, first and last among them."""
 _PATH = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*){0,3}\.png", re.ASCII)
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -37,7 +37,7 @@ def read(folder: Path, path: str) -> bytes | None:
             status = os.fstat(here)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
                 return None
-            with open(os.dup(here), "rb") as file:
+            with os.fdopen(os.dup(here), "rb") as file:
                 data = file.read(MAX_BYTES)
         finally:
             os.close(here)

@@ -1,4 +1,4 @@
-"""A run in one file: the same parts as on the pages, with its pictures inside, for sending and printing.
+"""A run in one file: the parts of its pages with its pictures inside, to be sent and printed.
 
 Of more rounds than twelve the images of twelve are there, evenly spread, the first and the last
 among them. The file asks for nothing from anywhere.
@@ -72,9 +72,7 @@ def _images(
     return grids, [sheet for grid in grids for sheet in grid.sheets], strips
 
 
-def _inside(
-    folder: Path, run: Run, sheets: Sequence[gallery.Sheet]
-) -> list[gallery.Sheet]:
+def _inside(folder: Path, run: Run, sheets: Sequence[gallery.Sheet]) -> list[gallery.Sheet]:
     """Return the sheets with their pictures as data; one that is gone is left out."""
     found = []
     for sheet in sheets:

@@ -1,4 +1,4 @@
-"""The runs of a folder: found by their logs, summed up from both ends of them, followed when opened.
+"""The runs of a folder: found by their logs, summed up from both ends, followed when opened.
 
 A run is a folder with ``events.jsonl``; its name is its path below the folder looked in. Names that
 come from a request are only ever looked up among those found. Links are not followed.
@@ -7,6 +7,7 @@ come from a request are only ever looked up among those found. Links are not fol
 import hashlib
 import json
 import os
+import re
 import socket
 import stat
 import threading
@@ -27,8 +28,13 @@ MAX_DEPTH = 3
 MAX_RUNS = 5000
 MAX_OPEN = 16
 """Runs followed at once; the one looked at longest ago is forgotten first."""
-HEAD_BYTES, END_BYTES = 16_384, 4096
-"""What a summary reads of a log: its first line holds the configuration, its last the state."""
+HEAD_BYTES, END_BYTES = 16_384, 65_536
+"""What a summary looks at of a log: its first line holds the configuration, its last the state."""
+_TELLING = re.compile(
+    rb'"kind": ?"(?:run-|round-|control-scored|scored|clients-online|heartbeat'
+    rb"|client-rejected|training-failed)"
+)
+"""Of those bytes, the events that are read for a summary, beside the last."""
 RESULT_BYTES = 1 << 20
 """A larger ``result.json`` is not read for the list."""
 REFRESH_S = 0.25
@@ -222,14 +228,17 @@ def _ends(path: Path) -> Run:
             end = file.read(END_BYTES)
     except OSError:
         return run
-    lines = head.split(b"\n")
     if start > len(head):
-        # The last of the head and the first of the end are halves.
-        lines = lines[:-1] + end.split(b"\n")[1:]
-    else:
-        lines = (head + end).split(b"\n")
-    for record in parse_all(lines):
+        # The last line of the head and the first of the end are halves.
+        head, end = head.rpartition(b"\n")[0], end.partition(b"\n")[2]
+        end = b"\n" + end
+    lines = (head + end).split(b"\n")
+    # The last is told of whatever it says, since the run was alive then.
+    chosen = [line for line in lines[:-2] if _TELLING.search(line, 0, 120)]
+    for record in parse_all([*chosen, *lines[-2:]]):
         take(run, record)
+    if start > HEAD_BYTES:
+        run.left_out.add("the middle of the log")
     return run
 
 

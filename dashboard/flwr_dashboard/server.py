@@ -1,7 +1,7 @@
 """The dashboard's server: a few addresses, each answered from the folder's logs.
 
-Knows the pages and the pictures; who may ask is ``guard``'s. One fold and one drawing serve all tabs:
-a page made within the same second for the same address is made once.
+Knows the pages and the pictures; who may ask is ``guard``'s. One fold and one drawing serve all
+tabs: a page made within the same second for the same address is made once.
 """
 
 import threading

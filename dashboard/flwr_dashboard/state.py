@@ -121,6 +121,8 @@ class Run:
 
     Attributes
     ----------
+    config, given
+        The settings as they are shown, and as they stand in the log.
     phase, phase_began
         What the server does now and since when; empty between two phases.
     faults
@@ -134,6 +136,7 @@ class Run:
     seed: str = ""
     flower_run: str = ""
     config: dict[str, str] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
     said: frozenset[str] = frozenset()
     classes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
@@ -189,7 +192,9 @@ class Run:
 
     def set_aside(self) -> int:
         """Return how many replies did not count, in all rounds."""
-        return sum(p.outcome in OUTCOMES[1:] for r in self.rounds.values() for p in r.parts.values())
+        return sum(
+            p.outcome in OUTCOMES[1:] for r in self.rounds.values() for p in r.parts.values()
+        )
 
 
 def take(run: Run, record: Record) -> None:
@@ -281,6 +286,7 @@ def _run_start(run: Run, r: Record) -> None:
     run.seed = words.text(r, "seed")
     run.flower_run = words.text(r, "flower_run")
     run.config = _texts(r.get("config"), 1000)
+    run.given = r["config"] if run.config else {}
     run.said = frozenset(words.clean(k) for k in _list(r.get("said"), 1000))
     run.classes = tuple(words.clean(c, 40) for c in _list(r.get("classes"), 1000))
     run.versions = _texts(r.get("versions"), 40)
@@ -402,7 +408,10 @@ def _progress(run: Run, r: Record) -> None:
     if found:
         client, _ = found
         client.state = "distils"
-        client.iteration, client.iterations = words.whole(r, "iteration"), words.whole(r, "iterations")
+        client.iteration, client.iterations = (
+            words.whole(r, "iteration"),
+            words.whole(r, "iterations"),
+        )
         loss = words.number(r, "loss")
         if loss is not None:
             client.losses.append(loss)
@@ -416,12 +425,21 @@ def _distilled(run: Run, r: Record) -> None:
         client.state = "done"
         client.classes = tuple(c for c in _list(r.get("classes"), 1000) if _is_label(c))
         part.images = words.whole(r, "num_images")
-        part.first_loss, part.last_loss = words.number(r, "first_loss"), words.number(r, "last_loss")
+        part.first_loss, part.last_loss = (
+            words.number(r, "first_loss"),
+            words.number(r, "last_loss"),
+        )
         part.distill_seconds = words.number(r, "seconds")
 
 
 def _train_progress(run: Run, r: Record) -> None:
-    run.progress = f"{words.text(r, 'model')}, epoch {words.whole(r, 'epoch')}/{words.whole(r, 'epochs')}"
+    run.progress = (
+        f"{words.text(r, 'model')}, epoch {words.whole(r, 'epoch')}/{words.whole(r, 'epochs')}"
+    )
+
+
+def _trained(run: Run, r: Record) -> None:
+    run.progress = ""
 
 
 def _scored(run: Run, r: Record) -> None:
@@ -451,7 +469,9 @@ def _sprite(run: Run, r: Record) -> None:
     side, across, path = words.whole(r, "side"), words.whole(r, "across"), r.get("path")
     if not (isinstance(path, str) and 0 < side <= 1024 and 0 < across <= MAX_CELLS):
         return
-    rows = zip(_list(r.get("owners")), _list(r.get("labels")), _list(r.get("weights")), strict=False)
+    rows = zip(
+        _list(r.get("owners")), _list(r.get("labels")), _list(r.get("weights")), strict=False
+    )
     cells = tuple(
         (words.clean(owner, 40), label, float(weight) if is_number(weight) else 0.0)
         for owner, label, weight in rows
@@ -488,7 +508,12 @@ def _list(value: object, most: int = MAX_CELLS) -> list[Any]:
 def _texts(value: object, most: int) -> dict[str, str]:
     if not isinstance(value, Mapping):
         return {}
-    return {words.clean(k, 80): words.clean(v) for k, v in list(value.items())[:most]}
+    return {words.clean(k, 80): _exactly(v) for k, v in list(value.items())[:most]}
+
+
+def _exactly(value: object) -> str:
+    """Return a scalar with all its digits."""
+    return repr(value) if type(value) is float else words.clean(value)
 
 
 def _tables(value: object) -> dict[str, dict[str, float]]:
@@ -513,6 +538,8 @@ _FOLDS: Mapping[str, Callable[[Run, Record], None]] = {
     "distill-progress": _progress,
     "distilled": _distilled,
     "train-progress": _train_progress,
+    "trained": _trained,
+    "training-failed": _trained,
     "scored": _scored,
     "control-scored": _control,
     "sprite-written": _sprite,

@@ -1,12 +1,12 @@
 """Charts as SVG: numbers in, text out.
 
-Knows no run and no page. Colours are classes (``c0`` to ``c4``, dashes ``d1`` to ``d3``) that the style
-sheet fills in for light and dark; every chart has a title that says in words what it shows, and is
-drawn for a width in pixels, so that letters keep their size. Nothing is ever smoothed.
+Knows no run and no page. Colours are classes (``c0`` to ``c4``, dashes ``d1`` to ``d3``) that the
+style sheet fills in for light and dark; every chart has a title that says in words what it shows,
+and is drawn for a width in pixels, so that letters keep their size. Nothing is ever smoothed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -14,8 +14,12 @@ COLOURS = 5
 DASHES = 4
 MAX_DOTS = 40
 """Points beyond which a line has no dots."""
-LETTER = 6.4
-"""Width of a letter in pixels, about, at the charts' 12."""
+LETTER = 7.2
+"""Width of a letter in pixels, at most, at the charts' 12; bold ones take a tenth more."""
+
+
+At = Callable[[float], float]
+"""A value -> where it stands, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ def line_chart(
     names = [f"{line.name} {100 * line.points[-1][1]:.1f} %" for line in lines if line.points]
     names += [f"{level[0]} {100 * level[1]:.1f} %"] if level else []
     longest = max(map(len, names), default=0)
-    left, top, bottom = 40, 10, 38
-    right = min(int(longest * LETTER) + 14, width // 3)
+    left, top, bottom = 48, 10, 38
+    right = min(int(longest * LETTER * 1.1) + 10, int(width * 0.42))
     x_last = max(x_last, max((x for line in lines for x, _ in line.points), default=0), 1e-9)
 
     def at_x(x: float) -> float:
@@ -113,11 +117,11 @@ def line_chart(
     if level:
         out.append(f'<path class="level" d="M{left} {_n(at_y(level[1]))}H{width - right}"/>')
     out += [_line(line, at_x, at_y) for line in lines]
-    out += _end_labels(lines, level, at_y, width - right + 7, top, height - bottom)
+    out += _end_labels(lines, level, at_y, width - right + 7, (top, height - bottom))
     return "".join(out) + "</svg>"
 
 
-def _line(line: Line, at_x, at_y) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _line(line: Line, at_x: At, at_y: At) -> str:
     spots = [(at_x(x), at_y(y), x, y) for x, y in line.points]
     path = "L".join(f"{_n(x)} {_n(y)}" for x, y, _, _ in spots)
     if not path:
@@ -131,7 +135,13 @@ def _line(line: Line, at_x, at_y) -> str:  # type: ignore[no-untyped-def]  # noq
     return f'<g class="line {classes(line.colour)}"><path d="M{path}"/>{marks}</g>'
 
 
-def _end_labels(lines, level, at_y, x, top, bottom) -> list[str]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _end_labels(
+    lines: Sequence[Line],
+    level: tuple[str, float] | None,
+    at_y: At,
+    x: float,
+    span: tuple[float, float],
+) -> list[str]:
     """Return the last value of each line beside its end, none over another."""
     wanted = [
         (at_y(line.points[-1][1]), f"{line.name} {100 * line.points[-1][1]:.1f} %", line.colour)
@@ -141,6 +151,7 @@ def _end_labels(lines, level, at_y, x, top, bottom) -> list[str]:  # type: ignor
     if level:
         wanted.append((at_y(level[1]), f"{level[0]} {100 * level[1]:.1f} %", -1))
     wanted.sort()
+    top, bottom = span
     spots: list[float] = []
     for y, _, _ in wanted:
         spots.append(max(y, spots[-1] + 15 if spots else top))
@@ -153,10 +164,10 @@ def _end_labels(lines, level, at_y, x, top, bottom) -> list[str]:  # type: ignor
     ]
 
 
-def _open(width: float, height: float, title: str, kind: str) -> str:
+def _open(width: float, height: float, title: str, kind: str, role: str = "img") -> str:
     return (
         f'<svg class="{kind}" viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}" '
-        f'height="{_n(height)}" role="img"><title>{escape(title)}</title>'
+        f'height="{_n(height)}" role="{role}"><title>{escape(title)}</title>'
     )
 
 
@@ -198,15 +209,18 @@ def bars(rows: Sequence[Bar], *, title: str, width: int, unit: str = " s") -> st
     left = max((len(row.name) for row in rows), default=0) * LETTER + 10
     right = max((len(row.end) for row in rows), default=0) * LETTER + 10
     # A link is easier to hit where a row is high; many rows have to be lower.
-    pitch, thick = (28, 18) if len(rows) <= 30 else (16, 11)
+    few = len(rows) <= 30
+    pitch, thick = (28, 18) if few else (16, 11)
     scale = max(width - left - right, 40) / longest
-    out = [_open(width, len(rows) * pitch + 2, title, "chart bars")]
+    # An image has no links inside; a group may.
+    role = "group" if any(row.link for row in rows) else "img"
+    out = [_open(width, len(rows) * pitch + 2, title, "chart bars", role)]
     for number, row in enumerate(rows):
         y, x, marks = number * pitch + (pitch - thick) / 2, left, []
         for kind, name, length in row.parts:
             if length * scale >= 0.05:
                 shape = f'x="{_n(x)}" y="{_n(y)}" width="{_n(length * scale)}" height="{thick}"'
-                said = f"<title>{escape(name)}: {length:.1f}{unit}</title>"
+                said = f"<title>{escape(name)}: {length:.1f}{unit}</title>" if few else ""
                 marks.append(f'<rect class="{kind}" {shape}>{said}</rect>')
             x += length * scale
         middle = y + thick / 2 + 4
@@ -231,10 +245,11 @@ def matrix(rows: Sequence[tuple[str, str]], *, title: str, first: int, width: in
     if not columns:
         return ""
     left = min(max(len(name) for name, _ in rows) * LETTER + 10, 70)
-    across = min((width - left - 4) / columns, 28)
+    across = min((width - left - 12) / columns, 28)
     pitch = 18 if len(rows) <= 30 else 7 if len(rows) <= 100 else 4
-    height = len(rows) * pitch + 22
-    out = [_open(left + across * columns + 4, height, title, "chart matrix")]
+    kind = "chart matrix" if pitch >= 12 else "chart matrix dense"
+    out = [_open(left + across * columns + 12, len(rows) * pitch + 30, title, kind)]
+    out.append('<g transform="translate(0 6)">')
     every = 1 if pitch >= 12 else math.ceil(14 / pitch)
     for number, (name, _) in enumerate(rows):
         if number % every == 0:
@@ -254,7 +269,7 @@ def matrix(rows: Sequence[tuple[str, str]], *, title: str, first: int, width: in
         if x == int(x):
             spot = left + (x - first + 0.5) * across
             out.append(_text(spot, len(rows) * pitch + 16, f"{x:g}", "middle"))
-    return "".join(out) + "</svg>"
+    return "".join(out) + "</g></svg>"
 
 
 def _stretches(states: str, state: str) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 Knows no HTML; what it returns is what the templates place.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from flwr_dashboard.ask import Ask
 from flwr_dashboard.log import Record
 from flwr_dashboard.state import Client, Part, Run, Standing, is_warning
 
+Scalar = bool | int | float | str
 WIDE, NARROW = 640, 330
 """Widths that a chart is drawn for; the style sheet shows the one that fits."""
 MAX_ROWS = 30
@@ -53,6 +55,7 @@ def clients_in_order(run: Run) -> list[Client]:
 
 
 def order(name: str) -> tuple[bool, int, str]:
+    """Return by what clients are sorted."""
     is_count = name.isascii() and name.isdigit()
     return (not is_count, int(name) if is_count else 0, name)
 
@@ -89,9 +92,15 @@ def tiles(run: Run, stands: Standing, now: float) -> list[Tile]:
             f"which gives {words.percent(control)}" if control is not None else "no control",
         ),
         Tile("clients", f"{run.online or len(run.clients)}", "online" if run.online else "seen"),
-        Tile("set aside", f"{aside}", "late, failed or malformed" if aside else "every reply counts"),
+        Tile(
+            "set aside", f"{aside}", "late, failed or malformed" if aside else "every reply counts"
+        ),
         Tile("sent up", words.size(up), f"{words.size(down)} down"),
-        Tile("time", words.duration(took), f"{words.duration(took / len(done))} a round" if done else ""),
+        Tile(
+            "time",
+            words.duration(took),
+            f"{words.duration(took / len(done))} a round" if done else "",
+        ),
     ]
 
 
@@ -115,7 +124,7 @@ def _left(run: Run, stands: Standing, now: float) -> str:
 def present(run: Run) -> str:
     """Return what the server does now, in words; empty between phases."""
     name = PHASES.get(run.phase, run.phase)
-    return f"{name}, {run.progress}" if run.progress and name else name
+    return ", ".join(said for said in (name, run.progress) if said)
 
 
 # --- accuracy -----------------------------------------------------------------------------------
@@ -162,7 +171,7 @@ def accuracy(run: Run, axis: str, colour: int) -> Chart | None:
             level=level,
             whole_x=axis == "round",
         )
-        for width, height in ((WIDE, 300), (NARROW, 240))
+        for width, height in ((WIDE, 380), (NARROW, 240))
     )
     rows = [[str(r.number), *(words.percent(r.accuracy.get(m)) for m in models)] for r in scored]
     return Chart(wide, narrow, ["round", *models], rows)
@@ -173,9 +182,8 @@ def _spots(run: Run, axis: str) -> tuple[dict[int, float], str]:
     if axis == "round":
         return {n: float(n) for n in run.rounds}, "round"
     spots, total = {0: 0.0}, 0.0
-    of = {"bytes": lambda r: r.bytes_up / 1e6, "seconds": lambda r: (r.seconds or 0.0) / 60}[axis]
     for this in run.done():
-        total += of(this)
+        total += this.bytes_up / 1e6 if axis == "bytes" else (this.seconds or 0.0) / 60
         spots[this.number] = total
     return spots, {"bytes": "MB sent up by the clients", "seconds": "minutes of rounds"}[axis]
 
@@ -206,7 +214,11 @@ def row(run: Run, client: Client, ask: Ask) -> Row:
     part = this.parts.get(client.name, Part()) if this else Part()
     glyph, _ = GLYPHS[client.state]
     losses = [x for x in client.losses if math.isfinite(x)]
-    title = f"Matching loss of client {client.name} in this round, now {words.decimal(losses[-1])}" if losses else ""
+    title = (
+        f"Matching loss of client {client.name} in this round, now {words.decimal(losses[-1])}"
+        if losses
+        else ""
+    )
     return Row(
         client.name,
         words.client_name(client.name),
@@ -246,7 +258,9 @@ def _marks(client: Client, columns: int) -> list[str]:
 
 def _more(client: Client, part: Part) -> str:
     said = [f"{part.images} images made" if part.images else ""]
-    said.append(f"loss of its own training {words.decimal(part.loss)}" if part.loss is not None else "")
+    said.append(
+        f"loss of its own training {words.decimal(part.loss)}" if part.loss is not None else ""
+    )
     said.append(f"moved {words.decimal(part.moved)}" if part.moved is not None else "")
     said.append(f"{words.size(part.bytes_up)} up" if part.bytes_up else "")
     said.append(f"node {client.node}" if client.node else "")
@@ -268,7 +282,9 @@ class Square:
 def squares(clients: Iterable[Client], ask: Ask) -> list[Square]:
     """Return clients as squares."""
     return [
-        Square(c.name, words.client_name(c.name), c.state, *GLYPHS[c.state], ask.link(client=c.name))
+        Square(
+            c.name, words.client_name(c.name), c.state, *GLYPHS[c.state], ask.link(client=c.name)
+        )
         for c in clients
     ]
 
@@ -340,7 +356,7 @@ def rounds_by_phase(run: Run, ask: Ask, now: float) -> Chart | None:
         svg.bars(rows, title="Seconds of each round by phase", width=width)
         for width in (1100, NARROW)
     )
-    return Chart(wide, narrow, ["", *PHASES, "all"], table)
+    return Chart(wide, narrow, ["round", *PHASES, "all"], table)
 
 
 def phases_present(run: Run) -> list[tuple[str, str]]:
@@ -396,18 +412,10 @@ def settings(run: Run) -> list[tuple[str, list[Setting]]]:
 
 def run_config(run: Run) -> str:
     """Return the user's settings, or all where nobody says whose they are, for ``flwr run -c``."""
-    chosen = {k: v for k, v in run.config.items() if k in run.said or not run.said}
-    return "\n".join(f"{key} = {_toml(value)}" for key, value in chosen.items())
-
-
-def _toml(value: str) -> str:
-    if value in ("true", "false"):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return value
+    chosen = {k: v for k, v in list(run.given.items())[:1000] if k in run.said or not run.said}
+    lines = [(words.clean(key, 80), value) for key, value in chosen.items()]
+    # TOML writes texts and numbers as JSON does.
+    return "\n".join(f"{k} = {json.dumps(v)}" for k, v in lines if isinstance(v, Scalar))
 
 
 @dataclass(frozen=True)
@@ -425,7 +433,11 @@ def said(records: Iterable[Record]) -> list[Said]:
     """Return events in words, the latest first."""
     return [
         Said(
-            clock(r["time"]), r["round"], words.clean(r["kind"], 40), words.sentence(r), is_warning(r)
+            clock(r["time"]),
+            r["round"],
+            words.clean(r["kind"], 40),
+            words.sentence(r),
+            is_warning(r),
         )
         for r in reversed(list(records))
     ]

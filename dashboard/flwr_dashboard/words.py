@@ -4,7 +4,7 @@ Every text that comes from a log goes through ``clean``; escaping for HTML is th
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr_dashboard.log import Record, is_number
@@ -186,7 +186,7 @@ def _round_start(r: Record) -> str:
     return f"round {r['round']} begins: {count} of {whole(r, 'online')} clients are asked"
 
 
-_SENTENCES = {
+_SENTENCES: Mapping[str, Callable[[Record], str]] = {
     "run-start": _run_start,
     "run-end": _run_end,
     "round-start": _round_start,
