@@ -16,12 +16,13 @@ def distance(model: np.ndarray, context: Context) -> float:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Go half way, which takes the longer the higher the number."""
+    """Go half way, or all of it, which takes the longer the higher the number."""
     [model] = message.content["arrays"].to_numpy_ndarrays()
     number = float(context.node_config["partition-id"])
     time.sleep(0.3 * number)
     metrics = MetricRecord({"num-examples": 10, "train-loss": distance(model, context)})
-    arrays = ArrayRecord([(model + number) / 2])
+    half = context.run_config.get("half-way", True)
+    arrays = ArrayRecord([(model + number) / 2 if half else model * 0 + number])
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 

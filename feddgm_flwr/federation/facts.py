@@ -1,9 +1,9 @@
 """The server's machine for the record: what a figure depends on, and what its GPU holds."""
 
 import torch
-from flwr_dashboard.writer import machine
 
 from feddgm_flwr.core.settings import Scalar
+from flwr_dashboard.writer import machine
 
 
 def facts(device: torch.device) -> dict[str, Scalar]:

@@ -23,7 +23,6 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr_dashboard.grid import WatchedGrid
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.engine import threads
@@ -40,6 +39,7 @@ from feddgm_flwr.federation.screening import Screened, screen
 from feddgm_flwr.federation.telling import Teller
 from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
+from flwr_dashboard.grid import WatchedGrid
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ Knows messages and verdicts; nothing of how a round is kept, and nothing of who 
 from collections.abc import Mapping, Sequence
 
 from flwr.app import Message, Metadata
-from flwr_dashboard.story import PHASES, numbers_of
 
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.params import Params, squared_distance
@@ -25,6 +24,7 @@ from feddgm_flwr.events import (
 )
 from feddgm_flwr.federation import messages
 from feddgm_flwr.federation.screening import Screened
+from flwr_dashboard.story import PHASES, numbers_of
 
 
 class Teller:

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeGuard
 
-from flwr_dashboard.writer import FILE, EventFile, Heart, Load, ending
-
 from feddgm_flwr.events import (
     ClientRejected,
     ClientReply,
@@ -34,6 +32,7 @@ from feddgm_flwr.events import (
     TrainProgress,
     to_line,
 )
+from flwr_dashboard.writer import FILE, EventFile, Heart, Load, ending
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flwr_dashboard.endpoint import Endpoint
-
 from feddgm_flwr.events import Emit, Event, to_line
+from flwr_dashboard.endpoint import Endpoint
 
 
 @contextmanager

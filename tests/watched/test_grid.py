@@ -6,6 +6,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.common.typing import Run
 from flwr.serverapp import Grid
+
 from flwr_dashboard.grid import WatchedGrid
 
 

@@ -13,9 +13,10 @@ from flwr.serverapp.strategy import (
     FedMedian,
     FedProx,
 )
+from small_app import FIRST, broken, grid, of, told
+
 from flwr_dashboard import writer
 from flwr_dashboard.watched import HOOKS, Watched, new_folder
-from small_app import FIRST, broken, grid, of, told
 
 STOCK = {
     "fedavg": FedAvg,

@@ -6,11 +6,11 @@ import time
 import urllib.request
 
 import pytest
-from flwr_dashboard.endpoint import Endpoint
-from flwr_dashboard.writer import SCHEMA, EventFile, Load, RunLog, machine
 
 from feddgm_flwr import events
 from feddgm_flwr.monitoring.figures import figures
+from flwr_dashboard.endpoint import Endpoint
+from flwr_dashboard.writer import SCHEMA, EventFile, Load, RunLog, machine
 
 
 def lines(folder):
