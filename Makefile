@@ -40,11 +40,11 @@ format: $(VENV)/.installed-dev ## Format and mend what ruff can
 clean: ## Remove what the targets made
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/.installed: pyproject.toml dashboard/pyproject.toml
+$(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./dashboard --editable '.[dashboard]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dashboard]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./dashboard --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dashboard,dev]'
 	@touch $@

@@ -43,6 +43,11 @@ class Roster:
         Parts that the data are divided into, if that is known; else most nodes decide.
     clients
         Partition ids that were known before a resume.
+
+    Attributes
+    ----------
+    left_out
+        Node -> why it may not take part, in words.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Roster:
         self._known: dict[int, Identity] = {}
         self._asked: Counter[int] = Counter()
         self._warned: set[tuple[int, int]] = set()
+        self.left_out: dict[int, str] = {}
 
     @property
     def num_partitions(self) -> int:
@@ -115,8 +121,10 @@ class Roster:
             answer = answers.get(node, Rejection("it did not answer in time"))
             if isinstance(answer, Rejection):
                 logger.warning("node %d is left out: %s", node, answer.reason)
+                self.left_out[node] = answer.reason
             else:
                 self._known[node] = answer
+                self.left_out.pop(node, None)
 
     def _agree(self) -> None:
         """Settle into how many parts the data are divided; who says otherwise is left out."""
@@ -146,6 +154,10 @@ class Roster:
                     identity.num_partitions,
                     self.partitions,
                 )
+                self.left_out[node] = (
+                    f"it says num-partitions = {identity.num_partitions}, the others "
+                    f"{self.partitions}"
+                )
                 del self._known[node]
                 self._asked[node] = ATTEMPTS
 
@@ -156,7 +168,11 @@ class Roster:
             if node not in nodes:
                 continue
             first = found.setdefault(identity.partition_id, node)
-            if first != node and (first, node) not in self._warned:
+            if first == node:
+                self.left_out.pop(node, None)
+                continue
+            self.left_out[node] = f"node {first} says partition-id = {identity.partition_id} too"
+            if (first, node) not in self._warned:
                 self._warned.add((first, node))
                 logger.error(
                     "nodes %d and %d both say partition-id = %d; only the first takes part, "
