@@ -207,7 +207,7 @@ def detail(run: Run, ask: Ask) -> Detail | None:
     part = run.rounds[number].parts.get(ask.client)
     said = [f"{len(found)} images of this class in round {number}"]
     if found[0].weight:
-        said.append(f"each weighs {words.decimal(found[0].weight)} examples")
+        said.append(f"weight {found[0].weight:.4g} each")
     if part and part.last_loss is not None:
         loss = f"{words.decimal(part.first_loss)} → {words.decimal(part.last_loss)}"
         said.append(f"the client's matching loss {loss}")

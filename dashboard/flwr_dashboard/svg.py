@@ -95,7 +95,7 @@ def line_chart(
     names += [f"{level[0]} {100 * level[1]:.1f} %"] if level else []
     longest = max(map(len, names), default=0)
     left, top, bottom = 48, 10, 38
-    right = min(int(longest * LETTER * 1.1) + 10, int(width * 0.42))
+    right = min(int(longest * LETTER * 1.1) + 12, int(width * 0.42))
     x_last = max(x_last, max((x for line in lines for x, _ in line.points), default=0), 1e-9)
 
     def at_x(x: float) -> float:
@@ -121,7 +121,7 @@ def line_chart(
     if level:
         out.append(f'<path class="level" d="M{left} {_n(at_y(level[1]))}H{width - right}"/>')
     out += [_line(line, at_x, at_y) for line in lines]
-    out += _end_labels(lines, level, at_y, width - right + 7, (top, height - bottom))
+    out += _end_labels(lines, level, at_y, width - right + 10, (top, height - bottom))
     return "".join(out) + "</svg>"
 
 
