@@ -1,15 +1,18 @@
 """The server's half: config -> tools, state -> the keeper's rounds -> save."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from feddgm_flwr.config import RunConfig
+from feddgm_flwr.config import RunConfig, said_keys
+from feddgm_flwr.core.distillation.progress import Gallery
 from feddgm_flwr.core.memory import keep_freed_memory
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.federation.checkpoint import Checkpoint
+from feddgm_flwr.federation.facts import gpu_load
 from feddgm_flwr.federation.folder import (
     draw_owners,
     draw_results,
@@ -20,8 +23,10 @@ from feddgm_flwr.federation.folder import (
 from feddgm_flwr.federation.keeper import RoundKeeper
 from feddgm_flwr.federation.log import said_plainly, show_log
 from feddgm_flwr.federation.machine import device_of
-from feddgm_flwr.federation.server import add_control, restored, say_hello, server_side
+from feddgm_flwr.federation.server import Said, add_control, restored, say_hello, server_side
 from feddgm_flwr.monitoring.events import EventLog, LogFollower
+from feddgm_flwr.monitoring.figures import figures
+from feddgm_flwr.monitoring.sprites import Sprites
 
 app = ServerApp()
 
@@ -37,8 +42,13 @@ def main(grid: Grid, context: Context) -> None:
         device = device_of("server.device", config.server.device)
         say_hello(config, folder, device)
         saved = restored(config, folder)  # before the log, which a refused resume must not touch
-        with EventLog(folder, LogFollower()) as log:
-            federate(grid, config, folder, saved, device, log)
+        watch = config.watch
+        with (
+            figures(folder.name, watch.metrics_host, watch.metrics_port) as listeners,
+            EventLog(folder, LogFollower(), *listeners, load=partial(gpu_load, device)) as log,
+        ):
+            said = Said(said_keys(context.run_config), str(context.run_id))
+            federate(grid, config, folder, saved, device, log, said)
 
 
 def federate(
@@ -48,10 +58,14 @@ def federate(
     saved: Checkpoint | None,
     device: torch.device,
     log: EventLog,
+    said: Said,
 ) -> None:
     """Put the parts together, do the rounds, save what came of them."""
     spec = spec_of(config.data)
-    with server_side(config, spec, saved, device, log.emit) as side:
+    watch = config.watch
+    sprites = Sprites(folder, log.emit, images=watch.images, room_mb=watch.pictures_mb)
+    gallery = Gallery(room=watch.growing, show=sprites.show)
+    with server_side(config, spec, saved, device, log.emit, gallery, said) as side:
         keeper = RoundKeeper(
             config,
             side.half,
@@ -65,9 +79,9 @@ def federate(
             out_dir=folder,
             emit=log.emit,
             score=side.scorer,
-            show=draw_round(folder, spec, log.emit),
+            show=draw_round(folder, spec, log.emit, sprites),
         )
-        keeper.roster.online(grid)
+        keeper.meet(grid)
         draw_owners(config, spec, keeper.roster.num_partitions, folder)
         add_control(side, log.emit)
         keeper.run(grid)

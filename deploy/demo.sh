@@ -26,3 +26,7 @@ echo "== test accuracy by round"
 python -m feddgm_flwr.monitoring.compare "$FOLDER/feddgm/result.json" "$FOLDER/fedavg/result.json" \
   --out "$FOLDER/accuracy.png"
 echo "pictures: $FOLDER/accuracy.png, $FOLDER/feddgm/*.png and $FOLDER/feddgm/images/"
+if command -v flwr-dashboard >/dev/null; then
+  flwr-dashboard "$FOLDER" --run feddgm --report "$FOLDER/report.html"
+  echo "both runs in a browser: $(command -v flwr-dashboard) $FOLDER"
+fi

@@ -6,7 +6,7 @@ the apps do too. A client's half is ``methods.client``. Knows no file but the pr
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -21,6 +21,7 @@ from feddgm_flwr.core.distillation.engine import (
     SerialEngine,
     default_workers,
 )
+from feddgm_flwr.core.distillation.progress import Gallery
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.learning import Learner, Learners
@@ -41,12 +42,15 @@ class Tools:
     ----------
     bench
         None where neither the method nor the start needs a prior.
+    gallery
+        Where images are shown while they grow.
     """
 
     spec: ImageSpec
     device: torch.device
     learners: Learners
     bench: Bench | None
+    gallery: Gallery = field(default_factory=Gallery)
 
 
 def build_tools(config: RunConfig, spec: ImageSpec, device: torch.device = CPU) -> Tools:
@@ -114,6 +118,7 @@ def workshop(config: RunConfig, tools: Tools) -> Iterator[Workshop]:
             union=config.union,
             client=config.client,
             seed=config.seed,
+            gallery=tools.gallery,
         )
     finally:
         engine.close()

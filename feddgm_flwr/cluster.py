@@ -13,13 +13,17 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from feddgm_flwr.core.distillation.distill import Bench, DistillJob, DistillResult, failed_result
-from feddgm_flwr.core.distillation.engine import ATTEMPTS, OnProgress, OnResult, run_job
+from feddgm_flwr.core.distillation.engine import (
+    ATTEMPTS,
+    News,
+    OnProgress,
+    OnResult,
+    run_job,
+)
+from feddgm_flwr.core.distillation.glimpse import Glimpse
 
 POLL_S = 0.5
 """Seconds between looks at the tasks' progress."""
-
-News = tuple[int, int, int, float]
-"""Partition id, iteration, iterations, loss."""
 
 
 class RayEngine:
@@ -150,9 +154,9 @@ class _Board:
 def _work(job: DistillJob, bench: Bench, board: Any) -> DistillResult:  # noqa: ANN401
     told: list[Any] = []
 
-    def progress(iteration: int, iterations: int, loss: float) -> None:
+    def progress(iteration: int, iterations: int, loss: float, seen: Glimpse | None) -> None:
         # Nobody waits for the answer, so the descent does not slow down.
-        told[:] = [board.tell.remote((job.partition_id, iteration, iterations, loss))]
+        told[:] = [board.tell.remote((job.partition_id, iteration, iterations, loss, seen))]
 
     result = run_job(job, bench, progress)
     # Calls arrive in order: with the last one, all are there before the result is.

@@ -32,7 +32,7 @@ from feddgm_flwr.core.settings import (
     typed,
 )
 from feddgm_flwr.data.settings import DataConfig
-from feddgm_flwr.federation.settings import RoundsConfig, ServerConfig
+from feddgm_flwr.federation.settings import RoundsConfig, ServerConfig, WatchConfig
 from feddgm_flwr.priors.settings import PriorConfig
 
 AUTO = "auto"
@@ -107,6 +107,7 @@ class RunConfig(Settings):
     global_model: GlobalModelConfig = field(default_factory=GlobalModelConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     of_methods: Mapping[type[Settings], Settings] = field(
         default_factory=lambda: {section: section() for section in methods.sections()}
     )
@@ -228,6 +229,11 @@ class RunConfig(Settings):
             return self
         tree: Settings = self.of_methods.get(section) or getattr(self, _field_of(section))
         return tree
+
+
+def said_keys(flat: Mapping[str, Scalar]) -> tuple[str, ...]:
+    """Return the keys whose values are the user's own word."""
+    return tuple(key for key, value in flat.items() if value != AUTO)
 
 
 STATIC: tuple[type[Settings], ...] = tuple(

@@ -25,13 +25,14 @@ LINE_BYTES = 4 << 20
 """A longer line is no event: the end of a round of 20,000 clients fits."""
 
 Scalar = bool | int | float | str
-Phase = Literal["wait", "clients", "distill", "learn", "score", "evaluate", "save"]
+Phase = Literal["wait", "clients", "aggregate", "distill", "learn", "score", "evaluate", "save"]
 Reply = Literal["failed", "malformed", "late"]
 Status = Literal["completed", "failed", "stopped"]
 
 PHASES: Mapping[Phase, str] = {
     "wait": "The server waits until enough nodes are online.",
     "clients": "The clients train, from the first message out to the last reply.",
+    "aggregate": "A strategy of Flower's makes the next model of the replies.",
     "distill": "The server turns each client's update into images.",
     "learn": "The surrogate and the global models learn from the images of all clients.",
     "score": "The server scores every model on its own test images.",
@@ -55,11 +56,11 @@ class RunStart(Event):
     """A run begins, or goes on from its checkpoint."""
 
     method: str
-    """The federated method: `feddgm`, or another."""
+    """The federated method: `feddgm`, or another; the class of a watched strategy."""
     rounds: int
     """Rounds in all, those before a resume counted in."""
-    seed: int
-    """Everything random is derived from it."""
+    seed: int | None
+    """Everything random is derived from it; null where the app does not say."""
     resumed: bool
     """Whether it goes on from a checkpoint; `round` is then the last one done."""
     config: Mapping[str, Scalar]
@@ -69,9 +70,35 @@ class RunStart(Event):
     versions: Mapping[str, str]
     """Versions of Python and of the packages that numbers depend on."""
     machine: Mapping[str, Scalar]
-    """The server's machine: `host`, `platform`, `cpus`, `memory_mb`, `device`."""
+    """The server's machine: `host`, `user`, `platform`, `cpus`, and what else is known of it."""
     pid: int
     """The server's process, on that host."""
+    said: tuple[str, ...] = ()
+    """Keys of `config` that the user said; the others stand as the recipe has them."""
+    image: Mapping[str, int] = field(default_factory=dict)
+    """Shape of an image: `channels` and `size`; empty where there is none."""
+    flower_run: str = ""
+    """Flower's own number of the run, as `flwr list` has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat(Event):
+    """The server's process lives; told every 15 seconds, whatever else happens."""
+
+    pid: int
+    """Which process."""
+    load: Mapping[str, float]
+    """What it uses: `rss_mb`, `cpu_percent` of one core since the last beat, `gpu_mb`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientsOnline(Event):
+    """Who can be asked has changed."""
+
+    nodes: Mapping[str, str]
+    """Partition id -> Flower's number of the node that answers for it."""
+    left_out: Mapping[str, str]
+    """Number of a node that may not take part -> why, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +136,31 @@ class ClientAsked(Event):
     """A client is sent the surrogate, to train it or to score it."""
 
     partition_id: int
-    """The client's stable identity."""
+    """The client's stable identity; of a watched strategy, its place among the nodes seen."""
     phase: Phase
     """`clients` to train, `evaluate` to score."""
     num_bytes: int
     """Size of the message's records."""
     surrogate: str = "surrogate"
     """Which one: `surrogate`, or a narrower one, such as `surrogate-16`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyArrived(Event):
+    """A client's reply is here; whether it counts is told when all are, or the time is up."""
+
+    partition_id: int
+    """The client's stable identity."""
+    phase: Phase
+    """What it was asked for: `clients` to train, `evaluate` to score."""
+    seconds: float
+    """Since it was asked."""
+    num_bytes: int
+    """Size of the reply's records."""
+    error: str
+    """Empty, or what went wrong at the client, in words."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that the client says, each believed by nobody yet; at most 16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +177,10 @@ class ClientReply(Event):
     """Its own training time; null where it does not say."""
     num_bytes: int
     """Size of the reply's records."""
+    moved: float | None = None
+    """Euclidean distance of its parameters from those that it was sent."""
+    label_counts: tuple[int, ...] | None = None
+    """Its images of each class, in label order; null where it does not share them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +328,42 @@ class ImagesDrawn(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpriteWritten(Event):
+    """A round's images are on the disk as one picture of equal square cells, without any text."""
+
+    path: str
+    """A PNG, relative to the run folder."""
+    side: int
+    """Pixels of a cell, each way."""
+    across: int
+    """Cells in a row: cell number i is in row i // across, column i % across."""
+    owners: tuple[int, ...]
+    """Of each cell, the partition id of the client whose update became the image."""
+    labels: tuple[int, ...]
+    """Of each cell, the class that weighs most."""
+    weights: tuple[float, ...]
+    """Of each cell, how many examples it weighs in the union."""
+    num_images: int
+    """Images that the round made; the sprite may hold fewer, spread over clients and classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthWritten(Event):
+    """A client's images, as they are now, have joined the picture of how they grow in a round."""
+
+    path: str
+    """A PNG as of `sprite-written`, relative to the run folder; each row shows one moment."""
+    side: int
+    """Pixels of a cell, each way."""
+    partition_id: int
+    """Whose update is being distilled."""
+    labels: tuple[int, ...]
+    """Class of each column."""
+    iterations: tuple[int, ...]
+    """Iterations done at each row: at first 0, then about 25, 50 and 100 % of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundEnd(Event):
     """A round is scored and saved; all that was reached in it."""
 
@@ -299,7 +384,8 @@ class RoundEnd(Event):
     eta_s: float
     """Seconds until the last round is done, by the pace so far."""
     federated: Mapping[str, float] | None
-    """The clients' own score: `accuracy`, `loss`, `examples`, `clients`; null if not asked."""
+    """The clients' own score: `accuracy`, `loss`, `examples`, `clients`; null if not asked.
+    Of a watched strategy, what it made of the clients' metrics."""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Further measures, each model -> value (`core/evaluation.py`)."""
 

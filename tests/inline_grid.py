@@ -18,12 +18,15 @@ class InlineGrid(Grid):
     ``tamper(message, reply, partition_id)`` may change a reply or return None to lose it.
     """
 
+    pull_interval = 0.02
+
     def __init__(self, client_app, run_config, node_configs, *, tamper=None, order=0):
         self.client_app = client_app
         self.tamper = tamper
         self.order = random.Random(order)
         self.asked = []
         self._ids = count(1)
+        self._replies = {}
         first = self.order.randrange(10**6)
         self.contexts = {
             first + 7 * i: Context(
@@ -50,21 +53,24 @@ class InlineGrid(Grid):
         return list(self.contexts)
 
     def push_messages(self, messages):
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids):
-        raise NotImplementedError
-
-    def send_and_receive(self, messages, *, timeout=None):
-        replies = []
+        ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(next(self._ids))
+            ids.append(str(next(self._ids)))
+            message.metadata.__dict__["_message_id"] = ids[-1]
             self.asked.append(message)
             reply = self._answer(message)
             if reply is not None:
-                replies.append(reply)
-        self.order.shuffle(replies)
-        return replies
+                self._replies[ids[-1]] = reply
+        return ids
+
+    def pull_messages(self, message_ids):
+        # A set has no order that a test could rely on.
+        there = sorted(set(message_ids) & self._replies.keys(), key=int)
+        self.order.shuffle(there)
+        return [self._replies.pop(i) for i in there]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message):
         context = self.contexts[message.metadata.dst_node_id]

@@ -36,6 +36,10 @@ FAST = {
     "union.epochs": 2,
     "start.control": False,
     "rounds.node-wait-s": 0.05,
+    "rounds.timeout-s": 0.1,  # of a reply that was lost; the others are there at once
+    # Pictures cost more than a round here, and most tests do not look at them.
+    "watch.images": 0,
+    "watch.growing": 0,
 }
 
 
@@ -80,9 +84,10 @@ def events_of(folder):
 
 
 def run(folder, *, clients=3, nodes=None, tamper=None, order=0, pictures=False, **overrides):
-    """Run both apps; pictures cost more than a round, and most tests do not look at them."""
+    """Run both apps."""
     said = {k.replace("__", ".").replace("_", "-"): v for k, v in overrides.items()}
-    config = {**DEFAULTS, **FAST, "out-dir": str(folder), **said}
+    drawn = {"watch.images": 50, "watch.growing": 6} if pictures else {}
+    config = {**DEFAULTS, **FAST, **drawn, "out-dir": str(folder), **said}
     nodes = simulated(clients) if nodes is None else nodes
     grid = InlineGrid(client_app.app, config, nodes, tamper=tamper, order=order)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config)

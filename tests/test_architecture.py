@@ -25,7 +25,7 @@ FORBIDDEN_ON_A_DEVICE = {
     *(f"feddgm_flwr.federation.{m}" for m in ("keeper", "server", "screening", "checkpoint")),
     *("feddgm_flwr.federation.roster", "feddgm_flwr.federation.flower_strategies"),
     *("feddgm_flwr.build", "feddgm_flwr.cluster", "feddgm_flwr.priors.autoencoder"),
-    *("diffusers", "torchvision", "ray", "matplotlib", "sklearn", "mlxtend"),
+    *("diffusers", "torchvision", "ray", "matplotlib", "sklearn", "mlxtend", "flwr_dashboard"),
 }
 
 ON_A_DEVICE = """
@@ -165,7 +165,8 @@ def test_a_device_loads_neither_the_servers_half_nor_anything_heavy():
 def test_the_dashboard_only_reads_what_events_wrote():
     for name in under("feddgm_flwr.monitoring"):
         used = {m for m in CORE if m != "feddgm_flwr.core" and touches(name, m)}
-        assert used <= {"feddgm_flwr.core.synthetic", "feddgm_flwr.core.images"}, name
+        values = ("synthetic", "images", "distillation", "distillation.glimpse")
+        assert used <= {f"feddgm_flwr.core.{value}" for value in values}, name
 
 
 @pytest.mark.parametrize("lazy", [False, True])

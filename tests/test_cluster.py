@@ -91,7 +91,7 @@ def test_two_nodes_give_the_bits_of_one_process_and_a_killed_worker_is_retried(
     assert {r.report.partition_id for r in told} == {0, 1}
     iterations = server.config.distill.iterations
     for partition_id in (0, 1):
-        seen = [i for who, i, _, _ in progress if who == partition_id]
+        seen = [i for who, i, *_ in progress if who == partition_id]
         assert seen == list(range(1, iterations + 1))
 
 

@@ -25,7 +25,7 @@ def test_processes_equal_serial_bitwise_and_survive_a_dead_worker():
     engine = ProcessEngine(server.shop.bench, workers=2)
     killed = []
 
-    def kill_once(partition_id, iteration, iterations, loss):
+    def kill_once(*_):
         if not killed and engine._pool is not None:
             victim = next(iter(engine._pool._processes))
             killed.append(victim)
@@ -80,7 +80,7 @@ def test_what_comes_before_the_first_news_does_not_count_for_the_time_left(monke
             clock[0] = 100.0  # its workers start
             for iteration in range(1, 11):
                 clock[0] += 1.0
-                on_progress(0, iteration, 10, 0.5)
+                on_progress(0, iteration, 10, 0.5, None)
             return []
 
         def close(self):

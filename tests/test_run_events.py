@@ -1,7 +1,8 @@
 """Laws of what a run tells: every line can be read back, phases pair up, the end is said."""
 
 import pytest
-from inprocess_run import events_of, power_cut, run, spoil
+from inline_grid import simulated
+from inprocess_run import break_reply, events_of, power_cut, run, spoil
 
 import server_app
 from feddgm_flwr import events
@@ -24,12 +25,17 @@ SCORE = [*phase("score"), "scored"]
 ROUND = [
     *phase("wait"),
     "round-start",
-    *phase("clients", *[("client-asked", "clients")] * 3),
+    *phase(
+        "clients",
+        *[("client-asked", "clients")] * 3,
+        *[("reply-arrived", "clients")] * 3,
+    ),
     *["client-reply"] * 3,
     *phase("distill", *["distilled"] * 3),
     *phase("learn", "trained"),
     *SCORE,
     *phase("save"),
+    "sprite-written",
     "images-drawn",
     "round-end",
 ]
@@ -39,9 +45,10 @@ def test_events_tell_the_run_in_order(plain):
     told = [
         (e["kind"], e["phase"]) if "phase" in e else e["kind"]
         for e in plain.events
-        if not e["kind"].endswith("-progress")
+        if not e["kind"].endswith("-progress") and e["kind"] != "growth-written"
     ]
-    assert told == ["run-start", *SCORE, *ROUND, *ROUND, "run-end"]
+    before = ["run-start", *phase("wait"), "clients-online", *SCORE]
+    assert told == [*before, *ROUND, *ROUND, "run-end"]
     assert [e["round"] for e in plain.events] == sorted(e["round"] for e in plain.events)
     assert {e["round"] for e in plain.events} == {0, 1, 2}
     ends = plain.of("round-end")
@@ -69,7 +76,8 @@ def test_a_run_says_first_what_it_is(plain):
     assert all(isinstance(v, Scalar) for v in config.values())
     assert start["classes"] == list("0123456789")
     assert {"python", "torch", "flwr", "feddgm-flwr"} <= start["versions"].keys()
-    assert start["machine"].keys() == {"host", "platform", "cpus", "memory_mb", "device"}
+    known = {"host", "user", "platform", "cpus", "memory_mb", "device"}
+    assert start["machine"].keys() == known
     assert start["pid"] > 0
 
 
@@ -182,3 +190,53 @@ def test_scores_of_clients_are_told_and_unbelievable_ones_set_aside(tmp_path):
     assert [e["partition_id"] for e in ended.of("client-rejected")] == [0, 2]
     federated = ended.rounds[0]["federated"]
     assert (federated["clients"], federated["accuracy"]) == (1, scored["accuracy"])
+
+
+def test_a_reply_is_told_when_it_comes_and_again_when_it_counts(plain):
+    for reply in plain.of("client-reply"):
+        here = {"round": reply["round"], "partition_id": reply["partition_id"]}
+        [came] = [e for e in plain.of("reply-arrived") if here.items() <= e.items()]
+        assert came["time"] <= reply["time"]
+        assert came["num_bytes"] == reply["num_bytes"]
+        assert came["metrics"]["train-loss"] == reply["train_loss"]
+        assert came["error"] == ""
+        assert came["seconds"] > 0
+        assert reply["moved"] > 0
+        assert reply["label_counts"] is None
+
+
+def test_who_is_online_is_told_with_the_nodes_behind(plain):
+    [online] = plain.of("clients-online")
+    assert list(online["nodes"]) == ["0", "1", "2"]
+    assert set(online["nodes"].values()) == {str(node) for node in plain.grid.contexts}
+    assert online["left_out"] == {}
+
+
+def test_a_run_says_which_settings_are_the_users(plain):
+    [start] = plain.of("run-start")
+    assert {"client.epochs", "out-dir"} <= set(start["said"])
+    assert "client.lr" not in start["said"]
+    assert start["image"] == {"channels": 1, "size": 16}
+    assert start["flower_run"] == "1"
+
+
+def test_what_a_client_shares_and_what_went_wrong_is_told(tmp_path):
+    broken = spoil(lambda message, reply: break_reply(message, reply, "error"))
+    ended = run(
+        tmp_path / "run",
+        nodes=[*simulated(2), {"partition-id": 1, "num-partitions": 2}, simulated(9)[3]],
+        tamper=broken,
+        method="fedavg",
+        client__share_label_counts=True,
+        num_server_rounds=1,
+    )
+    [online] = ended.of("clients-online")
+    assert sorted(online["nodes"]) == ["0", "1"]
+    assert sorted(reason.split(" says ")[-1] for reason in online["left_out"].values()) == [
+        "num-partitions = 9, the others 2",
+        "partition-id = 1 too",
+    ]
+    errors = {e["partition_id"]: e["error"] for e in ended.of("reply-arrived")}
+    assert errors == {0: "", 1: "out of battery"}
+    [reply] = ended.of("client-reply")
+    assert sum(reply["label_counts"]) == reply["num_examples"]

@@ -6,7 +6,7 @@ federation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from feddgm_flwr.core.distillation.distill import Bench, DistillJob, DistillResult
 from feddgm_flwr.core.distillation.engine import Engine
-from feddgm_flwr.core.distillation.progress import distilled
+from feddgm_flwr.core.distillation.progress import Gallery, distilled
 from feddgm_flwr.core.ensemble import mixture
 from feddgm_flwr.core.learning import Learners, UnionConfig
 from feddgm_flwr.core.models import SURROGATE
@@ -46,6 +46,8 @@ class Workshop:
         How the union is made.
     client
         How clients train: it bounds what weight decay does to a class that a client lacks.
+    gallery
+        Where images are shown while they grow.
     """
 
     bench: Bench
@@ -54,6 +56,7 @@ class Workshop:
     union: UnionConfig
     client: TrainConfig
     seed: int
+    gallery: Gallery = field(default_factory=Gallery)
 
     def of(self, name: str) -> "Workshop":
         """Return this workshop as the clients of one surrogate need it."""
@@ -70,7 +73,7 @@ def apply_round(
     # Step 3: each client's trajectory becomes latents, wherever the engine runs them.
     with phase("distill", server_round, emit):
         jobs = [distill_job(update, state, shop) for update in updates]
-        results = distilled(jobs, shop.engine, server_round, emit)
+        results = distilled(jobs, shop.engine, server_round, emit, shop.gallery)
 
     # Step 4: the multi-modal union of all clients' images, and of the last rounds'.
     parts = [as_set(u, r, shop.union) for u, r in zip(updates, results, strict=True)]

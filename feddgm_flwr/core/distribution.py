@@ -49,14 +49,14 @@ def class_means(
 def minibatch(labels: Int[Tensor, " n"], each: int, *, rng: torch.Generator) -> Int[Tensor, " m"]:
     """Return the indices of at most ``each`` images a class, drawn."""
     order = torch.randperm(len(labels), generator=rng)
-    return torch.cat([order[labels[order] == c][:each] for c in labels.unique()])
+    return torch.cat([order[labels[order] == c][:each] for c in torch.bincount(labels).nonzero()])
 
 
 def first_images(
     data: ImageSet, each: int, *, real: bool, rng: torch.Generator
 ) -> tuple[Float[Tensor, "m c h w"], Int[Tensor, " m"]]:
     """Return ``each`` images of every class in ``data``: uniform noise, or own images drawn."""
-    labels = data.labels.unique().repeat_interleave(each)
+    labels = torch.bincount(data.labels).nonzero().flatten().repeat_interleave(each)
     if not real:
         return torch.rand((len(labels), *data.images.shape[1:]), generator=rng), labels
     drawn = torch.rand(len(labels), generator=rng)

@@ -7,8 +7,12 @@ Knows no file and no data set.
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+import numpy as np
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+
+THUMBNAIL = 64
+"""Pixels of a small picture, each way, at most."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,14 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def to_pictures(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:
+    """Return images as bytes, colours last."""
+    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def thumbnails(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n small small c"]:
+    """Return images as bytes, of each every so many-th pixel, at most ``THUMBNAIL`` a side."""
+    step = -(-images.shape[-1] // THUMBNAIL)
+    return to_pictures(images[:, :, ::step, ::step])

@@ -18,6 +18,7 @@ from feddgm_flwr.federation.server_data import server_images
 from feddgm_flwr.files import write_atomically
 from feddgm_flwr.monitoring import plots
 from feddgm_flwr.monitoring.results import Results
+from feddgm_flwr.monitoring.sprites import Sprites
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +95,15 @@ def draw_owners(config: RunConfig, spec: ImageSpec, num_partitions: int, folder:
         plots.draw_ownership(owned.T, spec.classes, folder / "owners.png")
 
 
-def draw_round(folder: Path, spec: ImageSpec, emit: Emit) -> Callable[[int, RoundReport], None]:
-    """Return what draws a round's distilled images."""
+def draw_round(
+    folder: Path, spec: ImageSpec, emit: Emit, sprites: Sprites
+) -> Callable[[int, RoundReport], None]:
+    """Return what draws a round's distilled images, for a page and for people."""
 
     def show(server_round: int, report: RoundReport) -> None:
         if not len(report.fresh):
             return
+        sprites.draw(server_round, report.fresh)
         with plots.skipping(f"pictures of round {server_round}"):
             picture = plots.draw_round(folder / "images", server_round, report.fresh, spec.classes)
             path = str(picture.relative_to(folder))

@@ -17,6 +17,7 @@ from flwr.app import (
     ConfigRecord,
     Message,
     MessageType,
+    Metadata,
     MetricRecord,
 )
 from flwr.serverapp import Grid
@@ -24,32 +25,20 @@ from flwr.serverapp.strategy import Strategy
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.engine import threads
-from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.params import all_finite
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import DistillReport, RoundReport, ServerState
 from feddgm_flwr.core.telling import phase
-from feddgm_flwr.events import (
-    ClientAsked,
-    ClientRejected,
-    ClientReply,
-    ClientScored,
-    Emit,
-    Phase,
-    PhaseEnd,
-    PhaseStart,
-    Reply,
-    RoundEnd,
-    RoundStart,
-    Scored,
-)
+from feddgm_flwr.events import Emit, Phase, PhaseEnd, Reply, RoundEnd, Scored
 from feddgm_flwr.federation import checkpoint, messages
 from feddgm_flwr.federation.roster import Roster
 from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.federation.screening import Screened, screen
+from feddgm_flwr.federation.telling import Teller
 from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
+from flwr_dashboard.grid import WatchedGrid
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +124,8 @@ class RoundKeeper(Strategy):
         self._config, self._half, self._num_classes = config, half, num_classes
         self.state, self.results, self._prior = state, results, prior
         self._out_dir, self._emit, self._score, self._show = out_dir, emit, score, show
+        self._tell = Teller(emit)
+        self._tell.round = state.server_round
         self.roster = Roster(
             min_clients=config.rounds.min_clients,
             wait_s=config.rounds.node_wait_s,
@@ -153,12 +144,28 @@ class RoundKeeper(Strategy):
             logger.info("all %d rounds were done before", self.state.server_round)
             return
         self.start(
-            grid,
+            WatchedGrid(grid, arrived=self._arrived),
             messages.to_record(self.state.surrogate),
             num_rounds=left,
             timeout=self._config.rounds.timeout_s,
             evaluate_fn=self.end_round,
         )
+
+    def _arrived(self, asked: Metadata, reply: Message, seconds: float) -> None:
+        self._tell.arrived(self._round.asked().get(asked.message_id), asked, reply, seconds)
+
+    def meet(self, grid: Grid) -> dict[int, int]:
+        """Wait until enough clients are online, tell who is, and return their nodes by partition.
+
+        Raises
+        ------
+        TooFewClientsError
+            They did not come in time.
+        """
+        with phase("wait", self._tell.round, self._emit):
+            online = self.roster.online(grid)
+        self._tell.online(online, self.roster.left_out)
+        return online
 
     def summary(self) -> None:
         """Log what will happen."""
@@ -177,8 +184,8 @@ class RoundKeeper(Strategy):
     ) -> list[Message]:
         """Sample partition ids and send the surrogate, and what the method adds, to them."""
         number, began = self._done_before + server_round, time.monotonic()
-        with phase("wait", number, self._emit):
-            online = self.roster.online(grid)
+        self._tell.round = number
+        online = self.meet(grid)
         chosen = sampled(
             list(online), self._config.rounds.fraction_train, self._config.seed, number
         )
@@ -186,14 +193,7 @@ class RoundKeeper(Strategy):
         surrogates = {p: self._surrogate_for(p, node) for p, node in nodes.items()}
         self._round = _Round(number, began, nodes, surrogates, [])
         self.results.header["clients"] = max(self.results.header["clients"], len(online))
-        self._emit(
-            RoundStart(
-                round=number,
-                rounds=self._config.num_server_rounds,
-                clients=tuple(chosen),
-                online=len(online),
-            )
-        )
+        self._tell.chosen(chosen, online=len(online), rounds=self._config.num_server_rounds)
         return self._ask(
             "clients",
             MessageType.TRAIN,
@@ -234,18 +234,7 @@ class RoundKeeper(Strategy):
                 for partition_id, task in tasks.items()
             ]
         )
-        self._emit(PhaseStart(round=now.number, phase=name))
-        for partition_id, message in zip(tasks, outgoing, strict=True):
-            size = messages.content_bytes(message)
-            self._emit(
-                ClientAsked(
-                    round=now.number,
-                    partition_id=partition_id,
-                    phase=name,
-                    num_bytes=size,
-                    surrogate=now.surrogates[partition_id],
-                )
-            )
+        self._tell.asked(name, dict(zip(tasks, outgoing, strict=True)), now.surrogates)
         return outgoing
 
     def _answered(self, name: Phase, replies: Iterable[Message]) -> list[Message]:
@@ -262,7 +251,7 @@ class RoundKeeper(Strategy):
         now = self._round
         expected = {p: self._expected(name) for p, name in now.surrogates.items()}
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
-        self._tell(now.screened)
+        self._tell.judged(now.screened, self.state.surrogates)
         if now.screened.accepted:
             self._advance(now.screened)
         else:
@@ -283,39 +272,6 @@ class RoundKeeper(Strategy):
             self._round.kept = "the new one holds NaN or infinity"
             return
         self.state, self._round.report = state, report
-
-    def _tell(self, screened: Screened) -> None:
-        for a in screened.accepted:
-            self._emit(
-                ClientReply(
-                    round=self._round.number,
-                    partition_id=a.update.partition_id,
-                    num_examples=a.update.num_examples,
-                    train_loss=a.train_loss,
-                    seconds=a.seconds,
-                    num_bytes=a.num_bytes,
-                )
-            )
-        for s in screened.set_aside:
-            self._reject(s.partition_id, s.kind, s.reason)
-
-    def _reject(self, partition_id: int | None, reply: Reply, reason: str) -> None:
-        number = self._round.number
-        self._emit(
-            ClientRejected(round=number, partition_id=partition_id, reply=reply, reason=reason)
-        )
-
-    def _tell_score(self, partition_id: int | None, score: Evaluation, examples: int) -> None:
-        assert partition_id is not None
-        self._emit(
-            ClientScored(
-                round=self._round.number,
-                partition_id=partition_id,
-                accuracy=score.accuracy,
-                loss=score.loss,
-                num_examples=examples,
-            )
-        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -341,10 +297,12 @@ class RoundKeeper(Strategy):
                 score = messages.Rejection("it answers no message of this round")
             if isinstance(score, messages.Rejection):
                 logger.warning("client %s gives no score: %s", sender, score.reason)
-                self._reject(sender, "failed" if reply.has_error() else "malformed", score.reason)
+                kind: Reply = "failed" if reply.has_error() else "malformed"
+                self._tell.rejected(sender, kind, score.reason)
             else:
+                assert sender is not None
                 scores.append(score)
-                self._tell_score(sender, *score)
+                self._tell.scored(sender, *score)
         if not scores:
             return None
         total = sum(n for _, n in scores)

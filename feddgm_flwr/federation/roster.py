@@ -45,6 +45,11 @@ class Roster:
         Partition ids that were known before a resume.
     widths
         Of the run's surrogates; a node that says another is left out.
+
+    Attributes
+    ----------
+    left_out
+        Node -> why it may not take part, in words.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Roster:
         self._known: dict[int, Identity] = {}
         self._asked: Counter[int] = Counter()
         self._warned: set[tuple[int, int]] = set()
+        self.left_out: dict[int, str] = {}
 
     @property
     def num_partitions(self) -> int:
@@ -131,6 +137,7 @@ class Roster:
             answer = answers.get(node, Rejection("it did not answer in time"))
             if isinstance(answer, Rejection):
                 logger.warning("node %d is left out: %s", node, answer.reason)
+                self.left_out[node] = answer.reason
             elif answer.surrogate_width not in {0, *self._widths}:
                 logger.error(
                     "node %d is left out: it says surrogate-width = %d, and this run's surrogates "
@@ -140,9 +147,13 @@ class Roster:
                     answer.surrogate_width,
                     " or ".join(map(str, sorted(self._widths))),
                 )
+                self.left_out[node] = (
+                    f"it says surrogate-width = {answer.surrogate_width}, which this run lacks"
+                )
                 self._asked[node] = ATTEMPTS
             else:
                 self._known[node] = answer
+                self.left_out.pop(node, None)
 
     def _agree(self) -> None:
         """Settle into how many parts the data are divided; who says otherwise is left out."""
@@ -172,6 +183,10 @@ class Roster:
                     identity.num_partitions,
                     self.partitions,
                 )
+                self.left_out[node] = (
+                    f"it says num-partitions = {identity.num_partitions}, the others "
+                    f"{self.partitions}"
+                )
                 del self._known[node]
                 self._asked[node] = ATTEMPTS
 
@@ -182,7 +197,11 @@ class Roster:
             if node not in nodes:
                 continue
             first = found.setdefault(identity.partition_id, node)
-            if first != node and (first, node) not in self._warned:
+            if first == node:
+                self.left_out.pop(node, None)
+                continue
+            self.left_out[node] = f"node {first} says partition-id = {identity.partition_id} too"
+            if (first, node) not in self._warned:
                 self._warned.add((first, node))
                 logger.error(
                     "nodes %d and %d both say partition-id = %d; only the first takes part, "

@@ -12,12 +12,13 @@ import torch
 
 from feddgm_flwr.build import Tools, build_tools, control_state, first_state
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.distillation.progress import Gallery
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.start import fresh_state
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.events import ControlScored, Emit, RunStart
 from feddgm_flwr.federation import checkpoint
-from feddgm_flwr.federation.machine import facts
+from feddgm_flwr.federation.facts import facts
 from feddgm_flwr.federation.scoring import Scorer
 from feddgm_flwr.federation.server_data import server_images
 from feddgm_flwr.methods.halves import ServerHalf, method_of
@@ -59,6 +60,22 @@ class ServerSide:
         return "" if self.tools.bench is None else self.tools.bench.prior.fingerprint
 
 
+@dataclass(frozen=True)
+class Said:
+    """What Flower says of a run.
+
+    Attributes
+    ----------
+    keys
+        Settings that the user said.
+    run
+        Flower's own number of the run.
+    """
+
+    keys: tuple[str, ...] = ()
+    run: str = ""
+
+
 def restored(config: RunConfig, folder: Path) -> checkpoint.Checkpoint | None:
     """Return the checkpoint to go on from, or None for a run that begins.
 
@@ -81,12 +98,14 @@ def server_side(
     saved: checkpoint.Checkpoint | None,
     device: torch.device,
     emit: Emit,
+    gallery: Gallery,
+    said: Said,
 ) -> Iterator[ServerSide]:
     """Build the server's side and release it after the block."""
     num_threads = saved.threads if saved else config.server.threads or torch.get_num_threads()
     torch.set_num_threads(num_threads)
-    begin(config, spec, device, emit, done=0 if saved is None else saved.state.server_round)
-    tools = build_tools(config, spec, device)
+    begin(config, spec, device, emit, said, done=saved.state.server_round if saved else 0)
+    tools = replace(build_tools(config, spec, device), gallery=gallery)
     say_what_is_missing(config, tools)
     scorer = Scorer(tools.learners.modules, server_images(config.data, "test"), device)
     half = method_of(config.method).server(config, tools, emit)
@@ -108,7 +127,13 @@ def server_side(
 
 
 def begin(
-    config: RunConfig, spec: ImageSpec, device: torch.device, emit: Emit, *, done: int
+    config: RunConfig,
+    spec: ImageSpec,
+    device: torch.device,
+    emit: Emit,
+    said: Said,
+    *,
+    done: int,
 ) -> None:
     """Tell what is run, with what, and where, after how many rounds done."""
     emit(
@@ -123,6 +148,9 @@ def begin(
             versions=versions(),
             machine=facts(device),
             pid=os.getpid(),
+            said=said.keys,
+            image={"channels": spec.channels, "size": spec.size},
+            flower_run=said.run,
         )
     )
 

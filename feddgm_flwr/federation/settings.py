@@ -1,4 +1,4 @@
-"""The settings of a federation: how a round is kept, and the server's machine."""
+"""The settings of a federation: how a round is kept, the server's machine, what is shown."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -59,4 +59,47 @@ class ServerConfig(Settings):
         "run keeps their number.",
         ge=0,
         le=1024,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig(Settings):
+    """What is written and offered for those who watch; none of it changes a number."""
+
+    section: ClassVar[str] = "watch"
+
+    images: int = setting(
+        400,
+        "Images of a round in its sprite, at most, spread over clients and classes; 0 draws none.",
+        ge=0,
+        le=10_000,
+        may_differ=True,
+    )
+    growing: int = setting(
+        100,
+        "Images a round, at most, that are drawn as they grow: at 0, 25, 50 and 100 % of the "
+        "iterations, shared out among the clients; 0 draws none.",
+        ge=0,
+        le=10_000,
+        may_differ=True,
+    )
+    pictures_mb: float = setting(
+        200.0,
+        "Room for both on the disk, in MB; once it is used up, no more are written.",
+        ge=0,
+        may_differ=True,
+    )
+    metrics_port: int = setting(
+        0,
+        "Port at which the server offers `/metrics` to Prometheus while the run lasts; 0 offers "
+        "none.",
+        ge=0,
+        le=65535,
+        may_differ=True,
+    )
+    metrics_host: str = setting(
+        "127.0.0.1",
+        "Address of that port. Whoever reaches it can read the figures, so leave it at this "
+        "machine, or guard it.",
+        may_differ=True,
     )

@@ -7,8 +7,10 @@ no error of the disk or of a listener gets out of here.
 import functools
 import logging
 import math
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TypeGuard
@@ -21,6 +23,7 @@ from feddgm_flwr.events import (
     DistillProgress,
     Emit,
     Event,
+    Heartbeat,
     RoundEnd,
     RoundStart,
     RunEnd,
@@ -29,6 +32,7 @@ from feddgm_flwr.events import (
     TrainProgress,
     to_line,
 )
+from flwr_dashboard.writer import FILE, EventFile, Heart, Load, ending
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,8 @@ class EventLog:
         The run folder.
     listeners
         Told of every event after it is written.
+    load
+        What the heartbeat says that the run uses, beside memory and CPU.
 
     Raises
     ------
@@ -52,13 +58,13 @@ class EventLog:
         The log cannot be opened: a run that cannot write there should not begin.
     """
 
-    def __init__(self, out_dir: Path, *listeners: Emit) -> None:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        # Unbuffered, so that a line is one write and is on the disk at once.
-        self._file = (out_dir / "events.jsonl").open("ab", buffering=0)
-        self._torn = _is_cut(out_dir / "events.jsonl")
+    def __init__(
+        self, out_dir: Path, *listeners: Emit, load: Callable[[], dict[str, float]] = dict
+    ) -> None:
+        self._file = EventFile(out_dir / FILE)
         self._listeners = listeners
         self._throttle = _Throttle()
+        self._heart, self._load, self._further_load = Heart(self._beat), Load(), load
         self._round = 0
         self._lock = threading.Lock()
         self._warned: set[object] = set()
@@ -68,23 +74,20 @@ class EventLog:
         try:
             with self._lock:
                 self._round = event.round
-                if self._throttle.lets(event, time.monotonic()):
-                    self._append(to_line(event, time.time()))
+                wanted = self._throttle.lets(event, time.monotonic())
+            if wanted:
+                self._file.append(to_line(event, time.time()))
         except Exception as error:
-            self._warn_once("events.jsonl", error)
+            self._warn_once(FILE, error)
         for listener in self._listeners:
             try:
                 listener(event)
             except Exception as error:
                 self._warn_once(listener, error)
 
-    def _append(self, line: str) -> None:
-        # Glued to half a line, this one would be lost as well.
-        data = (b"\n" if self._torn else b"") + line.encode() + b"\n"
-        self._torn = True
-        while data:
-            data = data[self._file.write(data) :]
-        self._torn = False
+    def _beat(self) -> None:
+        load = {**self._load(), **self._further_load()}
+        self.emit(Heartbeat(round=self._round, pid=os.getpid(), load=load))
 
     def _warn_once(self, what: object, error: Exception) -> None:
         if what not in self._warned:
@@ -92,6 +95,7 @@ class EventLog:
             logger.warning("%s misses events, and the run goes on: %r", what, error)
 
     def __enter__(self) -> "EventLog":
+        self._heart.start()
         return self
 
     def __exit__(
@@ -101,28 +105,13 @@ class EventLog:
         traceback: TracebackType | None,
     ) -> None:
         """Say how the run ended, whatever happened, and close the file."""
-        self.emit(_run_end(self._round, error))
+        self._heart.stop()
+        status, reason = ending(error)
+        self.emit(RunEnd(round=self._round, status=status, reason=reason))
         try:
             self._file.close()
         except OSError as failure:
-            self._warn_once("events.jsonl", failure)
-
-
-def _is_cut(path: Path) -> bool:
-    """Whether the file ends within a line, as a crash leaves it."""
-    if not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read() != b"\n"
-
-
-def _run_end(server_round: int, error: BaseException | None) -> RunEnd:
-    if error is None:
-        return RunEnd(round=server_round, status="completed", reason="")
-    from_outside = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
-    reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return RunEnd(round=server_round, status="stopped" if from_outside else "failed", reason=reason)
+            self._warn_once(FILE, failure)
 
 
 class _Throttle:

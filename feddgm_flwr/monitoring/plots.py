@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Int, UInt8
 
+from feddgm_flwr.core.images import THUMBNAIL, to_pictures
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.files import write_atomically
 
@@ -39,8 +39,6 @@ MAX_CLASSES = 50
 """Its classes."""
 MAX_ACROSS = 200
 """Small pictures side by side, all classes together."""
-MAX_SIDE = 64
-"""Pixels of a small picture; it is shown at fewer."""
 MAX_NAME = 40
 """Characters drawn of a name."""
 TEXT: dict[str, Any] = {"fontsize": 8, "parse_math": False}
@@ -270,11 +268,6 @@ def curves(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
     return lines
 
 
-def to_pictures(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:
-    """Return images as bytes, colours last."""
-    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
 def _pairs(saved_round: Mapping[str, Any]) -> set[tuple[int, int]]:
     """Return one (owner, label) for each label: its first owner's."""
     first: dict[int, int] = {}
@@ -310,7 +303,7 @@ def draw_table(
     """Draw a table whose cells hold up to ``across`` small pictures side by side."""
     if not cells:
         return
-    step = -(-next(iter(cells.values()))[0].shape[0] // MAX_SIDE)
+    step = -(-next(iter(cells.values()))[0].shape[0] // THUMBNAIL)
     size = next(iter(cells.values()))[0][::step].shape[0]
     gap = max(1, size // 8)
     wide, high = across * (size + 1) + gap, size + gap

@@ -14,7 +14,8 @@ from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.state import Extra
 from feddgm_flwr.core.training import Rule
 from feddgm_flwr.federation.device import Device
-from feddgm_flwr.federation.machine import device_of, facts
+from feddgm_flwr.federation.facts import facts
+from feddgm_flwr.federation.machine import device_of
 from feddgm_flwr.methods.halves import ClientHalf
 
 FAST = {

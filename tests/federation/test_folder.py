@@ -12,8 +12,9 @@ from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.state import RoundReport, ServerState
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.data.datasets import spec_of
-from feddgm_flwr.events import ImagesDrawn
+from feddgm_flwr.events import ImagesDrawn, SpriteWritten
 from feddgm_flwr.federation import checkpoint, folder
+from feddgm_flwr.monitoring.sprites import Sprites
 
 
 def configured(**said):
@@ -66,17 +67,22 @@ def report(count):
     return RoundReport((), fresh)
 
 
+def sprites(path, told):
+    return Sprites(path, told.append, images=9, room_mb=1.0)
+
+
 def test_a_rounds_images_are_drawn_and_told(tmp_path):
     told = []
-    show = folder.draw_round(tmp_path, toy.SPEC, told.append)
+    show = folder.draw_round(tmp_path, toy.SPEC, told.append, sprites(tmp_path, told))
     show(4, report(3))
-    assert told == [ImagesDrawn(round=4, path="images/round_004.png", num_images=3)]
-    assert (tmp_path / told[0].path).stat().st_size > 500
+    assert isinstance(told[0], SpriteWritten)
+    assert told[1:] == [ImagesDrawn(round=4, path="images/round_004.png", num_images=3)]
+    assert (tmp_path / told[1].path).stat().st_size > 500
 
 
 def test_a_round_without_images_draws_and_tells_nothing(tmp_path):
     told = []
-    folder.draw_round(tmp_path, toy.SPEC, told.append)(4, report(0))
+    folder.draw_round(tmp_path, toy.SPEC, told.append, sprites(tmp_path, told))(4, report(0))
     assert told == []
     assert list(tmp_path.iterdir()) == []
 

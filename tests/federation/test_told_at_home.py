@@ -18,6 +18,7 @@ from feddgm_flwr.federation import folder as run_folder
 from feddgm_flwr.federation.device import Device, ToldAtHomeError, told_at_home
 from feddgm_flwr.federation.messages import REASON_LENGTH, Rejection, harmless, parse_identity
 from feddgm_flwr.monitoring.results import Results
+from feddgm_flwr.monitoring.sprites import Sprites
 
 
 def device(run_config=(), **node_config):
@@ -126,7 +127,8 @@ def test_no_picture_ends_a_run(tmp_path, monkeypatch, caplog, name):
         case "draw_accuracy":
             run_folder.draw_results(Results.of(config), tmp_path)
         case "draw_round":
-            run_folder.draw_round(tmp_path, SPEC, told.append)(1, report)
+            sprites = Sprites(tmp_path, told.append, images=0, room_mb=1.0)
+            run_folder.draw_round(tmp_path, SPEC, told.append, sprites)(1, report)
     assert told == []
     # Each once: pytest listens at more than one logger.
     [record] = [r for r in dict.fromkeys(caplog.records) if r.levelno == logging.WARNING]

@@ -181,7 +181,7 @@ def test_a_full_disk_is_said_once_and_what_follows_when_it_has_room_is_whole(
 ):
     heard = []
     with EventLog(tmp_path, heard.append) as log:
-        log._file = disk = FullDisk(log._file, room)
+        log._file._file = disk = FullDisk(log._file._file, room)
         log.emit(START)
         log.emit(START)
         disk.room = 10_000

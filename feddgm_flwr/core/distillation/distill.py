@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 
 from feddgm_flwr.core.augment import Pixels, augment, is_siamese
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
+from feddgm_flwr.core.distillation.glimpse import Glimpse, glimpse, moments
 from feddgm_flwr.core.distillation.matching import (
     DISTANCES,
     MatchingGradients,
@@ -35,8 +36,8 @@ from feddgm_flwr.core.seeding import derive, derive_seed
 from feddgm_flwr.core.state import DistillReport
 from feddgm_flwr.core.synthetic import Latents, extend_latents, fresh_latents
 
-Progress = Callable[[int, int, float], None]
-"""``progress(iteration, iterations, loss)``."""
+Progress = Callable[[int, int, float, Glimpse | None], None]
+"""``progress(iteration, iterations, loss, glimpse)``, the last of the images before the step."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class DistillJob:
         C at the fraction j / (C + 1).
     surrogate
         Name of the surrogate whose trajectory it is.
+    glimpses
+        Images of which ``progress`` is shown how they grow.
     """
 
     partition_id: int
@@ -99,6 +102,7 @@ class DistillJob:
     latents: Latents | None
     checkpoints: tuple[Params, ...] = ()
     surrogate: str = SURROGATE
+    glimpses: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,15 @@ def distill_client(
     budget = config.memory_budget_mb * 2**20
     kept_steps = None if budget else config.student_steps
     best = latents
+    shown = moments(iterations) if job.glimpses else frozenset()
     for iteration in range(iterations):
         decoded = _Decoded(bench.prior, variables.values, bench.chunk, keep=not budget)
         images, targets = decoded.images, variables.targets()
+        seen = (
+            glimpse(images, latents.labels, iteration=iteration, count=job.glimpses)
+            if iteration in shown
+            else None
+        )
         step_input = student_input(bench, job, iteration, len(images))
         if kept_steps is None:
             kept_steps = steps_within(budget, student, start, step_input(images, targets, 0))
@@ -180,7 +190,7 @@ def distill_client(
         best = variables.latents(latents.labels)
         variables.step(decoded.pull(gradients.images), targets, gradients)
         if progress:
-            progress(iteration + 1, iterations, loss)
+            progress(iteration + 1, iterations, loss, seen)
         if converged(losses, config.stop_tolerance):
             stopped = "converged"
             break

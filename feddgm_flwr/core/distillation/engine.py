@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from typing import Protocol, runtime_checkable
@@ -28,10 +29,13 @@ from feddgm_flwr.core.distillation.distill import (
     distill_client,
     failed_result,
 )
+from feddgm_flwr.core.distillation.glimpse import Glimpse
 from feddgm_flwr.core.memory import kept_memory
 
-OnProgress = Callable[[int, int, int, float], None]
-"""``on_progress(partition_id, iteration, iterations, loss)``."""
+News = tuple[int, int, int, float, Glimpse | None]
+"""Partition id, and what ``distill.Progress`` is told."""
+OnProgress = Callable[[int, int, int, float, Glimpse | None], None]
+"""Called with each item of news."""
 OnResult = Callable[[DistillResult], None]
 """Called as each job ends, in any order."""
 
@@ -98,11 +102,7 @@ class SerialEngine:
         """Distil every job."""
         results = []
         for job in jobs:
-            partition_id = job.partition_id
-
-            def progress(i: int, n: int, loss: float, who: int = partition_id) -> None:
-                on_progress(who, i, n, loss)
-
+            progress = partial(on_progress, job.partition_id)
             results.append(run_job(job, self._bench, progress))
             on_result(results[-1])
         return results
@@ -124,6 +124,7 @@ class ProcessEngine:
         self, jobs: Sequence[DistillJob], on_progress: OnProgress, on_result: OnResult
     ) -> list[DistillResult]:
         """Distil every job; jobs of a worker that died are started again."""
+        self._pass_on(lambda *_: None)  # what an earlier round's last steps told after their end
         results: dict[int, DistillResult] = {}
         for _ in range(ATTEMPTS):
             left = [i for i in range(len(jobs)) if i not in results]
@@ -210,10 +211,10 @@ def _process_context(prior_module: str) -> BaseContext:
     return context
 
 
-_worker: tuple[Bench, "multiprocessing.Queue[tuple[int, int, int, float]]"] | None = None
+_worker: tuple[Bench, "multiprocessing.Queue[News]"] | None = None
 
 
-def _init_worker(bench: Bench, news: "multiprocessing.Queue[tuple[int, int, int, float]]") -> None:
+def _init_worker(bench: Bench, news: "multiprocessing.Queue[News]") -> None:
     global _worker
     news.cancel_join_thread()  # nobody may be left to read progress
     threading.Thread(target=_end_with_server, daemon=True).start()
@@ -232,7 +233,7 @@ def _work(job: DistillJob) -> DistillResult:
     assert _worker is not None
     bench, news = _worker
 
-    def progress(iteration: int, iterations: int, loss: float) -> None:
-        news.put((job.partition_id, iteration, iterations, loss))
+    def progress(iteration: int, iterations: int, loss: float, seen: Glimpse | None) -> None:
+        news.put((job.partition_id, iteration, iterations, loss, seen))
 
     return run_job(job, bench, progress)

@@ -1,0 +1,235 @@
+"""What a log folds into: numbers of a run that are known by hand."""
+
+import json
+import math
+import random
+
+import dashboard_logs as logs
+import pytest
+
+from flwr_dashboard import downloads, metrics, pages, tensorboard, views, words
+from flwr_dashboard.ask import Ask
+from flwr_dashboard.log import Tail, parse
+from flwr_dashboard.runs import Opened
+from flwr_dashboard.state import Run, standing, take
+
+NOW = logs.T0 + 95
+
+
+def fold(lines):
+    run = Run()
+    for line in lines:
+        record = parse(line.encode())
+        assert record is not None
+        take(run, record)
+    return run
+
+
+def test_the_tiles_say_what_the_log_says():
+    run = fold(logs.whole(late=[1]))
+    tiles = views.tiles(run, standing(run, NOW), NOW)
+    assert [(t.name, t.value) for t in tiles] == [
+        ("round", "3 of 3"),
+        ("best accuracy", "80.0 %"),
+        ("over the prior alone", "+30.0 pts"),
+        ("clients", "2"),
+        ("set aside", "1"),
+        ("sent up", "3.0 MB"),
+        ("time", "1 min 35 s"),
+    ]
+    assert tiles[1].note == "surrogate, round 2"
+
+
+def test_a_client_goes_through_its_states():
+    lines = logs.whole()
+    seen = []
+    run = Run()
+    for line in lines:
+        take(run, parse(line.encode()))
+        if "0" in run.clients:
+            seen.append(run.clients["0"].state)
+    assert list(dict.fromkeys(seen)) == ["trains", "replied", "done", "idle"]
+    asked = logs.line("client-asked", 96, 4, partition_id=0, phase="clients", num_bytes=1)
+    arrived = {"partition_id": 0, "phase": "clients", "seconds": 2.5, "num_bytes": 10}
+    arrived |= {"error": "out of memory", "metrics": {}}
+    run = fold([*lines, asked, logs.line("reply-arrived", 97, 4, **arrived)])
+    assert run.clients["0"].state == "failed"
+    assert run.rounds[4].parts["0"].reason == "out of memory"
+    assert run.faults[-1][1] == "client 0 replied after 2.5 s with an error: out of memory"
+
+
+def test_the_accuracy_chart_names_first_last_and_control():
+    chart = views.accuracy(fold(logs.whole()), "round", 0)
+    assert "surrogate from 60.0 % to 75.0 %" in chart.wide
+    assert "prior alone 50.0 %" in chart.wide
+    assert chart.rows == [["1", "60.0 %"], ["2", "80.0 %"], ["3", "75.0 %"]]
+
+
+@pytest.mark.parametrize(("axis", "x"), [("bytes", [1.0, 2.0, 3.0]), ("seconds", [0.5, 1.0, 1.5])])
+def test_bytes_and_seconds_add_up(axis, x):
+    spots, _ = views._spots(fold(logs.whole()), axis)
+    assert [spots[n] for n in (1, 2, 3)] == x
+
+
+def test_how_a_run_stands():
+    run = fold(logs.whole())
+    assert standing(run, NOW).word == "completed"
+    run = fold(logs.whole(ended=False))
+    assert standing(run, NOW + 800).word == "running"
+    assert standing(run, NOW + 1000).word == "stopped without saying so"
+    assert standing(run, NOW, alive=False).word == "stopped without saying so"
+    beat = logs.line("heartbeat", 95, 3, pid=4, load={"rss_mb": 12.0})
+    run = fold([*logs.whole(ended=False), beat])
+    assert standing(run, NOW + 59).word == "running"
+    assert standing(run, NOW + 61).word == "stopped without saying so"
+    wait = logs.line("phase-start", 95, 3, phase="wait")
+    assert standing(fold([*logs.whole(ended=False), wait]), NOW).word == "waiting for clients"
+    failed = logs.line("run-end", 95, 3, status="failed", reason="OSError: disk full")
+    assert standing(fold([failed]), NOW).why == "OSError: disk full"
+
+
+def test_a_resumed_run_forgets_what_it_does_anew():
+    run = fold(
+        [*logs.whole(), logs.line("run-start", 99, 2, method="feddgm", rounds=3, resumed=True)]
+    )
+    assert sorted(run.rounds) == [0, 1, 2] or sorted(run.rounds) == [1, 2]
+    assert run.resumed == 1
+    assert standing(run, NOW).word == "running"
+
+
+def test_what_is_unknown_is_shown_and_changes_nothing():
+    run = fold([*logs.whole(), logs.line("coffee-made", 99, 3, cups=2, to=["a"])])
+    assert views.said(run.latest)[0].words == "cups 2"
+    assert views.said(run.latest)[0].kind == "coffee-made"
+
+
+def test_the_field_of_replies_shows_who_was_late():
+    chart = views.replies(fold(logs.whole(late=[1])), 0)
+    assert 'class="m-l" d="M1 1.5h1"' in chart.wide
+    assert 'class="m-r" d="M0 0.5h3M0 1.5h1M2 1.5h1"' in chart.wide
+
+
+def test_time_is_told_by_phase():
+    chart = views.rounds_by_phase(fold(logs.whole()), Ask("time", ("a",)), NOW)
+    rows = {row[0]: dict(zip(chart.head, row, strict=True)) for row in chart.rows}
+    assert (rows["round 1"]["clients"], rows["round 1"]["distill"]) == ("10.0", "20.0")
+    assert rows["round 1"]["all"] == "30.0"
+
+
+def test_settings_go_back_to_flwr_as_they_were():
+    run = fold([logs.start(said=[])])
+    assert views.run_config(run).splitlines() == [
+        'data.name = "mnist5k"',
+        "client.momentum = 0.0",
+        'recipe = "feddgm"',
+    ]
+    assert views.run_config(fold([logs.start()])) == 'data.name = "mnist5k"'
+
+
+def test_tables_for_other_programs():
+    run = fold(logs.whole(late=[1]))
+    rounds = downloads.rounds_csv(run).splitlines()
+    assert rounds[0].startswith("round,seconds,bytes_up,bytes_down,accuracy surrogate")
+    assert rounds[-1] == "3,30.0,1000000,2000000,0.75,0.5,10.0,20.0"
+    clients = downloads.clients_csv(run).splitlines()
+    assert clients[1].startswith("1,0,replied,50,4.0,0.25,500000,,1,1.0,0.5,8.0,")
+    assert clients[4].startswith("2,1,late,")
+    assert downloads._csv(["=1+1"], [["@x"]]) == "'=1+1\n'@x\n"
+
+
+def test_metrics_are_what_prometheus_reads():
+    parser = pytest.importorskip("prometheus_client.parser", reason="no prometheus_client")
+    run = fold(logs.whole(late=[1]))
+    name = 'a "quoted"\\name\n'
+    text = metrics.scrape([(name, run, standing(run, NOW))])
+    families = {f.name: f for f in parser.text_string_to_metric_families(text)}
+    samples = {
+        f: {tuple(sorted(s.labels.items())): s.value for s in families[f].samples} for f in families
+    }
+    assert samples["flwr_run_accuracy"] == {(("model", "surrogate"), ("run", name)): 0.75}
+    assert samples["flwr_run_bytes"][("direction", "up"), ("run", name)] == 3e6
+    assert samples["flwr_run_replies"][("outcome", "late"), ("run", name)] == 1
+    assert samples["flwr_run_replies"][("outcome", "replied"), ("run", name)] == 5
+    assert samples["flwr_run_state"][("run", name), ("state", "completed")] == 1
+    assert samples["flwr_run_phase_seconds"][("phase", "distill"), ("run", name)] == 60
+
+
+def test_tensorboard_gets_the_same_numbers():
+    assert tensorboard.scalars(fold(logs.whole()), 2) == {
+        "accuracy/surrogate": 0.8,
+        "loss/surrogate": 0.5,
+        "seconds/clients": 10.0,
+        "seconds/distill": 20.0,
+        "bytes/up": 1e6,
+        "bytes/down": 2e6,
+    }
+
+
+def test_tensorboard_reads_what_its_writer_wrote(tmp_path):
+    loader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_file_loader", reason="no tensorboard"
+    )
+    count = tensorboard.write(fold(logs.whole()), tmp_path)
+    (file,) = tmp_path.iterdir()
+    said = [
+        (e.step, v.tag) for e in loader.EventFileLoader(str(file)).Load() for v in e.summary.value
+    ]
+    assert len(said) == count
+    assert (2, "accuracy/surrogate") in said
+
+
+def test_texts_of_a_log_can_do_nothing():
+    assert words.clean("a\x00b\x1b[31m\u202ec\n") == "a\ufffdb\ufffd[31m\ufffdc "
+    assert len(words.clean("x" * 9999)) == 300
+    assert words.clean("\ud800") == "\ufffd"
+    assert words.clean(10**5000) == "a huge number"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [(0.0, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3600, "1 h 00 min")],
+)
+def test_durations(said, expected):
+    assert words.duration(said) == expected
+
+
+ODD = [None, True, -1, 0, 3, 10**400, 1e308, -0.5, math.nan, "", "x\x00", "<b>", [], [1, "a", None]]
+ODD += [{}, {"a": 1.0, "b": "c", "": None}, {"1": [{}]}, [0, 1], [[2]], 2**70, "clients", "failed"]
+KINDS = ["run-start", "run-end", "round-start", "round-end", "phase-start", "phase-end"]
+KINDS += ["client-asked", "reply-arrived", "client-reply", "client-rejected", "distill-progress"]
+KINDS += ["distilled", "train-progress", "scored", "control-scored", "sprite-written", "heartbeat"]
+KINDS += ["growth-written", "clients-online", "trained", "client-scored"]
+FIELDS = ["partition_id", "clients", "accuracy", "loss", "seconds", "classes", "config", "labels"]
+FIELDS += ["owners", "weights", "side", "across", "path", "reply", "status", "phase", "rounds"]
+FIELDS += ["iterations", "iteration", "nodes", "left_out", "metrics", "replies", "label_counts"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_event_breaks_a_page(seed, tmp_path):
+    draw = random.Random(seed)
+    run = Run()
+    for _ in range(200):
+        fields = {name: draw.choice(ODD) for name in draw.sample(FIELDS, draw.randint(0, 12))}
+        if draw.random() < 0.5:
+            fields |= {
+                "path": "a.png",
+                "side": 2,
+                "across": 3,
+                "labels": [0, 3],
+                "owners": [0, "x"],
+            }
+            fields |= {
+                "weights": [1, None],
+                "iterations": [0, 9],
+                "partition_id": draw.choice([0, "x"]),
+            }
+        kind, number = draw.choice(KINDS), draw.randint(0, 3)
+        take(run, {"kind": kind, "time": logs.T0, "round": number, **fields})
+    opened = Opened("a", tmp_path, Tail(tmp_path / "log"), run)
+    for page in pages.PARTS:
+        for ask in (Ask(page, ("a",)), Ask(page, ("a",), 2, "0", 3, "bytes", 1, changed=True)):
+            pages.parts(pages.Scene(ask, opened, standing(run, NOW), 0, NOW))
+    downloads.rounds_csv(run)
+    downloads.clients_csv(run)
+    json.loads(downloads.run_json(run))
+    metrics.scrape([("a", run, standing(run, NOW))])
