@@ -32,8 +32,11 @@ class Entry:
     ----------
     said
         What makes it differ from the preset's common settings.
+    rate, rates
+        The learning rate that is tuned, the client's where clients train; two values of it are
+        tried beside a key setting, and four of the client's without.
     key, values
-        The setting of its own that is tuned beside the client's rate, and the two values tried.
+        The setting of its own that is tuned beside the rate, and the two values tried.
     tuned_as
         The row whose tuned settings it takes over; "" tunes it itself.
     clients
@@ -48,6 +51,8 @@ class Entry:
 
     label: str
     said: Said = field(default_factory=dict)
+    rate: str = "client.lr"
+    rates: tuple[float, ...] = TWO_RATES
     key: str = ""
     values: tuple[Scalar, ...] = ()
     tuned_as: str = ""
@@ -72,16 +77,16 @@ class Entry:
         if self.tuned_as or not self.rounds:
             return ()
         if not self.key:
-            return tuple({"client.lr": rate} for rate in RATES)
-        return tuple({"client.lr": r, self.key: v} for r, v in product(TWO_RATES, self.values))
+            return tuple({self.rate: rate} for rate in RATES)
+        return tuple({self.rate: r, self.key: v} for r, v in product(self.rates, self.values))
 
 
 ENTRIES = (
     Entry(OURS, key="union.lr", values=(0.003, 0.01)),
     Entry("fedavg"),
     Entry("scaffold"),
-    Entry("feddm"),
-    Entry("feddf"),
+    Entry("feddm", rate="feddm.lr", rates=(0.01, 0.03), key="feddm.image-lr", values=(1.0, 5.0)),
+    Entry("feddf", key="feddf.lr", values=(0.0003, 0.001)),
     Entry("feddgm, no descent", {"method": "feddgm", "distill.iterations": 0,
           "distill.warm-iterations": 0}, tuned_as=OURS),
     Entry("fedavg, prior start", {"method": "fedavg", "start.weights": "prior"}, taught=True),
@@ -99,9 +104,9 @@ ENTRIES = (
     Entry("fedlc", key="fedlc.tau", values=(0.5, 1.0)),
     Entry("fedavg + balanced softmax", {"method": "fedavg", "client.loss": "balanced-softmax"}),
     Entry("ccvr"),
-    Entry("dynafed"),
-    Entry("dense"),
-    Entry("coboosting"),
+    Entry("dynafed", key="dynafed.lr", values=(0.001, 0.003)),
+    Entry("dense", key="dense.lr", values=(0.003, 0.01)),
+    Entry("coboosting", key="coboosting.lr", values=(0.003, 0.01)),
 )  # fmt: skip
 """In the order in which they are run: ours and the strongest first."""
 
