@@ -75,7 +75,7 @@ def mixture(
     device: torch.device,
     batch_size: int = 256,
 ) -> Float[Tensor, "n k"]:
-    """Return the members' mean probabilities, on the CPU: ``sum_i w_i softmax(f_i(x)) / sum_i w_i``.
+    """Return, on the CPU, the members' mean probabilities ``sum_i w_i softmax(f_i) / sum_i w_i``.
 
     Of probabilities and not of logits: a member's logits of classes that it lacks have no bound.
     """

@@ -261,7 +261,7 @@ class Learner:
 
 @contextmanager
 def learning(module: nn.Module, part: str) -> Iterator[None]:
-    """Freeze, inside the block, all of ``module`` but its submodule ``part``; "" freezes nothing."""
+    """Freeze, inside the block, all of ``module`` but its submodule ``part`` ("" is the whole)."""
     frozen = set(module.parameters()) - set(module.get_submodule(part).parameters())
     for p in frozen:
         p.requires_grad_(False)
