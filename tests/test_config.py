@@ -78,6 +78,7 @@ SPECIAL = {
     "data.class-names": st.just("cat,dog"),
     "prior.path": st.just("hub/id"),
     "global-model.names": st.sampled_from(["", "resnet18", "vit, convnet"]),
+    "feddf.images": st.sampled_from(["prior", "/data/x.npz"]),
     "client.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
     "server.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
 }
