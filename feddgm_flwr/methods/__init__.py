@@ -17,6 +17,7 @@ MODULES = {
     "fednova": "fednova",
     "fedrs": "fedrs",
     "fedlc": "fedlc",
+    "moon": "moon",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",
