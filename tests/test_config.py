@@ -153,10 +153,10 @@ def test_an_automatic_recipe_is_ours():
     assert build(recipe="auto").recipe == "feddgm"
 
 
-def test_auto_is_a_device_of_its_own():
+def test_auto_is_a_device_and_a_prior_of_its_own():
     assert (build().client.device, build(server__device="auto").server.device) == (AUTO, AUTO)
     assert [k for k, default in DEFAULTS.items() if default == AUTO] == [
-        *("client.device", "server.device")
+        *("client.device", "prior.kind", "server.device")
     ]
 
 
@@ -419,6 +419,9 @@ UNREAD = [
     ({"prior.kind": "pixel"}, "prior.feature-block", 1),
     ({"prior.kind": "pixel"}, "prior.image-scale", 2),
     ({}, "prior.image-scale", 2),
+    ({}, "prior.feature-block", 1),
+    ({}, "prior.pixel-start", "grey"),
+    ({"prior.kind": "glyphs"}, "prior.pixel-start", "smooth"),
     ({"data.partition": "iid"}, "data.alpha", 0.5),
     ({"data.partition": "classes"}, "data.alpha", 0.5),
     ({"data.partition": "iid"}, "data.min-examples", 1),

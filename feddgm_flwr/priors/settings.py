@@ -12,23 +12,25 @@ class PriorConfig(Settings):
 
     section: ClassVar[str] = "prior"
 
-    kind: Literal["glyphs", "autoencoder", "pixel"] = setting(
-        "glyphs",
-        "`glyphs`: our class-conditional prior (fonts); `autoencoder`: any diffusers autoencoder; "
-        "`pixel`: no prior, the images themselves are optimised.",
+    kind: Literal["auto", "glyphs", "autoencoder", "pixel"] = setting(
+        "auto",
+        "`glyphs`: our class-conditional prior (fonts); `autoencoder`: any diffusers autoencoder, "
+        "class-conditional where a bank lies beside it; `pixel`: no prior, the images themselves "
+        "are optimised; `auto`: what lies at `path`, else glyphs where they know the classes, else "
+        "pixel.",
     )
     path: str = setting(
         "",
         "For `autoencoder`: hub id or absolute folder in diffusers' layout. For `glyphs`: another "
         'prior made by `feddgm-pretrain`; "" is the one that ships.',
         may_differ=True,
-        only={"kind": ("autoencoder", "glyphs")},
+        only={"kind": ("autoencoder", "auto", "glyphs")},
     )
     subfolder: str = setting(
         "",
         "Folder within `path`, such as `vae`.",
         may_differ=True,
-        only={"kind": ("autoencoder", "glyphs")},
+        only={"kind": ("autoencoder", "auto", "glyphs")},
     )
     feature_block: int = setting(
         0,
@@ -39,10 +41,15 @@ class PriorConfig(Settings):
     image_scale: int = setting(
         1,
         "Decode at this multiple of the image size, then average down (2 suits 32-pixel images "
-        "under a photographic autoencoder).",
+        "under a photographic autoencoder); a bank knows its own.",
         ge=1,
         le=8,
         only={"kind": ("autoencoder",)},
+    )
+    pixel_start: Literal["white", "smooth", "grey"] = setting(
+        "white",
+        "What the images of `pixel` start from: white noise, noise of low frequencies, or grey.",
+        only={"kind": ("pixel",)},
     )
     chunk: int = setting(
         16, "Images decoded at a time; more suit a GPU, and take more memory.", ge=1
