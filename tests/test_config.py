@@ -53,7 +53,7 @@ def under(key: str) -> dict[str, object]:
     said = {switch: allowed[0] for switch, allowed in ONLY[key].items()}
     if said.get("data.name") in OWN:
         said["data.class-names"] = "cat,dog"
-    if said.get("prior.kind") == "autoencoder":
+    if said.get("prior.kind") in ("autoencoder", "pipeline"):
         said["prior.path"] = "hub/id"
     return {k: v for k, v in said.items() if k != key}
 
@@ -228,10 +228,10 @@ def test_a_recipe_says_only_what_is_of_the_type_and_differs_from_the_default():
         assert value != DEFAULTS[key], key
 
 
-@pytest.mark.parametrize("kind", ["glyphs", "autoencoder", "pixel"])
+@pytest.mark.parametrize("kind", ["auto", "glyphs", "autoencoder", "pipeline", "pixel"])
 @pytest.mark.parametrize("method", methods.names())
 def test_the_paper_recipe_builds_for_every_method_and_prior(method, kind):
-    path = {"prior.path": "hub/id"} if kind == "autoencoder" else {}
+    path = {"prior.path": "hub/id"} if kind in ("autoencoder", "pipeline") else {}
     said = {"recipe": "paper", "method": method, "prior.kind": kind, **path}
     config = RunConfig.from_run_config(said)
     assert config.flat() == {**DEFAULTS, **recipe_values(), **said}
@@ -422,6 +422,23 @@ UNREAD = [
     ({}, "prior.feature-block", 1),
     ({}, "prior.pixel-start", "grey"),
     ({"prior.kind": "glyphs"}, "prior.pixel-start", "smooth"),
+    ({"prior.kind": "glyphs"}, "prior.revision", "main"),
+    *[
+        ({"prior.kind": "autoencoder", "prior.path": "hub/id"}, f"prior.{name}", value)
+        for name, value in (
+            ("decoder", "hub/id"),
+            ("words", "cat,dog"),
+            ("prompt", "{class}"),
+            ("negative-prompt", "blur"),
+            ("guidance", 2.0),
+            ("steps", 5),
+            ("sample-size", 64),
+            ("sample-batch", 1),
+            ("sample-seed", 1),
+            ("per-class", 5),
+            ("bank-folder", "/banks"),
+        )
+    ],
     ({"data.partition": "iid"}, "data.alpha", 0.5),
     ({"data.partition": "classes"}, "data.alpha", 0.5),
     ({"data.partition": "iid"}, "data.min-examples", 1),

@@ -8,15 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
+import torch
+
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.priors.settings import PriorConfig
 
+CPU = torch.device("cpu")
+
 logger = logging.getLogger(__name__)
 
 
-def build_prior(config: PriorConfig, spec: ImageSpec) -> Prior:
-    """Return the prior that ``config`` names, for images of ``spec``.
+def build_prior(config: PriorConfig, spec: ImageSpec, device: torch.device = CPU) -> Prior:
+    """Return the prior that ``config`` names, for images of ``spec``, on the CPU.
+
+    Parameters
+    ----------
+    device
+        Where a pipeline may sample.
 
     Raises
     ------
@@ -34,6 +43,10 @@ def build_prior(config: PriorConfig, spec: ImageSpec) -> Prior:
             from feddgm_flwr.priors.autoencoder import build_autoencoder_prior
 
             return build_autoencoder_prior(config, spec)
+        case "pipeline":
+            from feddgm_flwr.priors.sampling import build_sampled_prior
+
+            return build_sampled_prior(config, spec, device)
         case "glyphs":
             from feddgm_flwr.priors.glyphs import build_glyph_prior
 

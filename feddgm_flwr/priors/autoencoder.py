@@ -100,7 +100,7 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 """How attention layers were called in the files of those days."""
 
 
-def load_autoencoder(path: str, subfolder: str = "") -> ModelMixin:
+def load_autoencoder(path: str, subfolder: str = "", revision: str = "") -> ModelMixin:
     """Return the frozen float32 autoencoder at a hub id or in a folder.
 
     Raises
@@ -109,7 +109,7 @@ def load_autoencoder(path: str, subfolder: str = "") -> ModelMixin:
         It is not there, is of no family in ``FAMILIES``, or its weights are not those of the model
         that its config.json describes.
     """
-    place = Place(path, subfolder)
+    place = Place(path, subfolder, revision)
     config = read_config(place, FAMILIES)
     family = FAMILIES[config["_class_name"]]
     config = stated(config, family, place)
@@ -501,8 +501,8 @@ def build_autoencoder_prior(config: PriorConfig, spec: ImageSpec) -> Autoencoder
     ValueError
         It does not load, or cannot make images of ``spec``.
     """
-    place = Place(config.path, config.subfolder)
-    model = load_autoencoder(config.path, config.subfolder)
+    place = Place(config.path, config.subfolder, config.revision)
+    model = load_autoencoder(config.path, config.subfolder, config.revision)
     home = place.folder
     bank = LatentBank.load(home) if home is not None and (home / FILE).is_file() else None
     return prior_of(model, config, spec, bank, place)

@@ -35,7 +35,7 @@ class Batch:
     @property
     def file(self) -> str:
         """Where its latents are kept until the bank is whole."""
-        return f"{self.label:04d}-{self.first:06d}.safetensors"
+        return f"{self.label:04d}-{self.first:06d}-{self.count}.safetensors"
 
 
 Make = Callable[[Batch], Float[Tensor, "n c h w"]]

@@ -10,13 +10,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from feddgm_flwr.core.augment import Pixels, augment, is_siamese
+from feddgm_flwr.core.distillation.choosing import Choosy
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
 from feddgm_flwr.core.distillation.matching import (
     DISTANCES,
@@ -24,6 +27,7 @@ from feddgm_flwr.core.distillation.matching import (
     StepInput,
     matching_gradients,
 )
+from feddgm_flwr.core.distillation.nearness import pull
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
@@ -34,6 +38,9 @@ from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive, derive_seed
 from feddgm_flwr.core.state import DistillReport
 from feddgm_flwr.core.synthetic import Latents, extend_latents, fresh_latents
+
+UNMOVED = "no step was taken, and bare samples of a prior that knows no class are of none"
+"""Why a job gave no images though nothing failed."""
 
 Progress = Callable[[int, int, float], None]
 """``progress(iteration, iterations, loss)``."""
@@ -49,6 +56,8 @@ class Bench:
         The surrogate's architecture; its own weights are never read.
     chunk
         Images decoded at a time.
+    spread
+        Of the prior's samples, by channel; None where ``config.prior_weight`` is 0.
     """
 
     student: nn.Module
@@ -57,6 +66,7 @@ class Bench:
     spec: ImageSpec
     chunk: int
     device: torch.device
+    spread: Float[Tensor, "c ..."] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -121,7 +131,7 @@ def distill_client(
     began = time.perf_counter()
     config, device = bench.config, bench.device
     rng = derive(job.seed, "latents", job.server_round, job.partition_id)
-    make = (bench.prior, job.images_per_class, bench.num_classes, config)
+    make = (starts(job, bench), job.images_per_class, bench.num_classes, config)
     latents = (
         fresh_latents(*make, rng=rng)
         if job.latents is None
@@ -166,7 +176,12 @@ def distill_client(
             break
         losses.append(loss)
         best = variables.latents(latents.labels)
-        variables.step(decoded.pull(gradients.images), targets, gradients)
+        d_values = decoded.pull(gradients.images)
+        if variables.origin is not None and bench.spread is not None:
+            spread = bench.spread.to(device)
+            values = variables.values.detach()
+            d_values += pull(values, variables.origin, spread, config.prior_weight)
+        variables.step(d_values, targets, gradients)
         if progress:
             progress(iteration + 1, iterations, loss)
         if converged(losses, config.stop_tolerance):
@@ -174,7 +189,31 @@ def distill_client(
             break
     if stopped in ("", "converged"):
         best, stopped = after_last_step(variables.latents(latents.labels), best, stopped)
+    if not bench.prior.conditional and not has_moved(job, latents, best):
+        return failed_result(job, bench, stopped or UNMOVED, seconds=time.perf_counter() - began)
     return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
+
+
+def starts(job: DistillJob, bench: Bench) -> Prior:
+    """Return what new latents are drawn from: the prior, or the best of several of its samples."""
+    if bench.config.candidates == 1:
+        return bench.prior
+    model = bench.student.to(bench.device)
+    target = {name: value.to(bench.device) for name, value in job.target.items()}
+
+    def hold(images: Tensor) -> Tensor:
+        logits: Tensor = functional_call(model, target, (images.to(bench.device),))
+        return logits
+
+    show = partial(decode, bench.prior, bench=bench)
+    return Choosy(bench.prior, bench.config.candidates, show, hold)
+
+
+def has_moved(job: DistillJob, start: Latents, end: Latents) -> bool:
+    """Whether no latent is still a bare sample: of a prior that knows no class it shows none."""
+    if job.latents is not None and len(job.latents.labels) == len(start.labels):
+        return True
+    return not torch.equal(start.values, end.values)
 
 
 def after_last_step(last: Latents, before: Latents, stopped: str) -> tuple[Latents, str]:
@@ -310,6 +349,7 @@ class _Variables:
         device: torch.device,
     ) -> None:
         self.values = latents.values.to(device).clone().requires_grad_()
+        self.origin = None if latents.origin is None else latents.origin.to(device)
         self._hard = one_hot(latents.labels, num_classes).to(device, self.values.dtype)
         self._logits = (
             None
@@ -356,6 +396,7 @@ class _Variables:
             labels=labels,
             label_logits=None if self._logits is None else self._logits.detach().cpu().clone(),
             student_lr=float(self.student_lr()),
+            origin=None if self.origin is None else self.origin.cpu(),
         )
 
 
