@@ -66,6 +66,7 @@ def federate(
             emit=log.emit,
             score=side.scorer,
             show=draw_round(folder, spec, log.emit),
+            judge=side.judge,
         )
         keeper.roster.online(grid)
         draw_owners(config, spec, keeper.roster.num_partitions, folder)

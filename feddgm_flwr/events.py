@@ -300,6 +300,8 @@ class RoundEnd(Event):
     """The clients' own score: `accuracy`, `loss`, `examples`, `clients`; null if not asked."""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Further measures, each model -> value (`core/evaluation.py`)."""
+    fidelity: Mapping[str, float] | None = None
+    """How real the round's images look to the judge: `in-class`, `nearest`; null without one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,13 +130,7 @@ def distill_client(
         return failed_result(job, bench, reason)
     began = time.perf_counter()
     config, device = bench.config, bench.device
-    rng = derive(job.seed, "latents", job.server_round, job.partition_id)
-    make = (starts(job, bench), job.images_per_class, bench.num_classes, config)
-    latents = (
-        fresh_latents(*make, rng=rng)
-        if job.latents is None
-        else extend_latents(job.latents, *make, rng=rng)
-    )
+    latents = first_latents(job, bench)
     iterations = config.iterations if job.latents is None else config.warm_iterations
     start, target, *checkpoints = (
         {k: v.to(device) for k, v in params.items()}
@@ -145,7 +139,7 @@ def distill_client(
     path = waypoints(start, target, checkpoints, config.student_steps)
 
     student = student_of(bench.student.to(device), config.precision, compiled=config.compile)
-    variables = _Variables(latents, config, bench.num_classes, device)
+    variables = _Variables(latents, bench)
     losses: list[float] = []
     stopped = ""
     budget = config.memory_budget_mb * 2**20
@@ -176,12 +170,7 @@ def distill_client(
             break
         losses.append(loss)
         best = variables.latents(latents.labels)
-        d_values = decoded.pull(gradients.images)
-        if variables.origin is not None and bench.spread is not None:
-            spread = bench.spread.to(device)
-            values = variables.values.detach()
-            d_values += pull(values, variables.origin, spread, config.prior_weight)
-        variables.step(d_values, targets, gradients)
+        variables.step(decoded.pull(gradients.images), targets, gradients)
         if progress:
             progress(iteration + 1, iterations, loss)
         if converged(losses, config.stop_tolerance):
@@ -189,9 +178,16 @@ def distill_client(
             break
     if stopped in ("", "converged"):
         best, stopped = after_last_step(variables.latents(latents.labels), best, stopped)
-    if not bench.prior.conditional and not has_moved(job, latents, best):
-        return failed_result(job, bench, stopped or UNMOVED, seconds=time.perf_counter() - began)
-    return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
+    return _result(job, bench, (latents, best), losses, stopped, time.perf_counter() - began)
+
+
+def first_latents(job: DistillJob, bench: Bench) -> Latents:
+    """Return where the descent begins: at the client's last latents, and new ones for the rest."""
+    rng = derive(job.seed, "latents", job.server_round, job.partition_id)
+    make = (starts(job, bench), job.images_per_class, bench.num_classes, bench.config)
+    if job.latents is None:
+        return fresh_latents(*make, rng=rng)
+    return extend_latents(job.latents, *make, rng=rng)
 
 
 def starts(job: DistillJob, bench: Bench) -> Prior:
@@ -341,15 +337,12 @@ class _Decoded:
 class _Variables:
     """The tensors being optimised and their optimiser."""
 
-    def __init__(
-        self,
-        latents: Latents,
-        config: DistillConfig,
-        num_classes: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, latents: Latents, bench: Bench) -> None:
+        config, num_classes, device = bench.config, bench.num_classes, bench.device
         self.values = latents.values.to(device).clone().requires_grad_()
-        self.origin = None if latents.origin is None else latents.origin.to(device)
+        self._origin = None if latents.origin is None else latents.origin.to(device)
+        self._spread = None if bench.spread is None else bench.spread.to(device)
+        self._prior_weight = config.prior_weight
         self._hard = one_hot(latents.labels, num_classes).to(device, self.values.dtype)
         self._logits = (
             None
@@ -382,7 +375,10 @@ class _Variables:
         return self._hard if self._logits is None else self._logits.softmax(1)
 
     def step(self, d_values: Tensor, targets: Tensor, grads: MatchingGradients) -> None:
-        """Descend, the label gradient pulled back to the logits."""
+        """Descend, the label gradient pulled back to the logits, the latents to their origin."""
+        if self._origin is not None and self._spread is not None:
+            values = self.values.detach()
+            d_values = d_values + pull(values, self._origin, self._spread, self._prior_weight)
         self.values.grad = d_values
         if self._logits is not None:
             (self._logits.grad,) = torch.autograd.grad(targets, self._logits, grads.targets)
@@ -396,20 +392,22 @@ class _Variables:
             labels=labels,
             label_logits=None if self._logits is None else self._logits.detach().cpu().clone(),
             student_lr=float(self.student_lr()),
-            origin=None if self.origin is None else self.origin.cpu(),
+            origin=None if self._origin is None else self._origin.cpu(),
         )
 
 
 def _result(
     job: DistillJob,
     bench: Bench,
-    latents: Latents,
+    way: tuple[Latents, Latents],
     losses: list[float],
     stopped: str,
     seconds: float,
 ) -> DistillResult:
-    if not losses and stopped:
-        return failed_result(job, bench, stopped, seconds=seconds)
+    start, latents = way
+    of_a_class = bench.prior.conditional or has_moved(job, start, latents)
+    if (not losses and stopped) or not of_a_class:
+        return failed_result(job, bench, stopped or UNMOVED, seconds=seconds)
     targets = (
         one_hot(latents.labels, bench.num_classes).float()
         if latents.label_logits is None
