@@ -66,7 +66,7 @@ def appoint(config: RunConfig, spec: ImageSpec, device: torch.device) -> Appoint
     train(model, seen.images, seen.labels, training, rng=derive(config.seed, "judge-training"))
     accuracy = evaluate(model, unseen.images.to(device), unseen.labels.to(device)).accuracy
     apart = nearest(unseen.images, unseen.labels, seen)
-    about = {"images": len(seen), "accuracy": accuracy, "nearest": float(apart.mean())}
+    about = {"images": float(len(seen)), "accuracy": accuracy, "nearest": float(apart.mean())}
     logger.info(
         "the judge of fidelity learned from %d images and puts %.1f %% of %d others in their class",
         len(seen), 100 * accuracy, len(unseen),
