@@ -9,10 +9,23 @@ which are test images (``test``), as the CIFAR-10 (JPEG) and ImageNette packs do
 
 import argparse
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+
+def unpacked(
+    pack: Mapping[str, np.ndarray], *, test: bool, most: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (first ``most``) images of a pack's part, ``n h w c`` bytes, and their labels."""
+    streams, ends = pack["jpeg"], pack["offsets"]
+    picked = np.flatnonzero(pack["test"].astype(bool) == test)[:most]
+    images = [
+        np.asarray(Image.open(io.BytesIO(streams[ends[i] : ends[i + 1]].tobytes()))) for i in picked
+    ]
+    return np.stack(images), pack["label"][picked].astype(np.int64)
 
 
 def main() -> None:
@@ -23,19 +36,13 @@ def main() -> None:
     parser.add_argument("--train", type=int)
     parser.add_argument("--test", type=int)
     chosen = parser.parse_args()
-    pack = np.load(chosen.pack)
-    streams, ends, labels = pack["jpeg"], pack["offsets"], pack["label"]
+    # Read once: each look into an open .npz reads its array anew.
+    pack = dict(np.load(chosen.pack))
     arrays = {}
     for part, is_test, most in (("train", False, chosen.train), ("test", True, chosen.test)):
-        picked = np.flatnonzero(pack["test"].astype(bool) == is_test)[:most]
-        arrays[f"{part}_images"] = np.stack(
-            [
-                np.asarray(Image.open(io.BytesIO(streams[ends[i] : ends[i + 1]].tobytes())))
-                for i in picked
-            ]
-        )
-        arrays[f"{part}_labels"] = labels[picked].astype(np.int64)
-        print(part, arrays[f"{part}_images"].shape)
+        images, labels = unpacked(pack, test=is_test, most=most)
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images, labels
+        print(part, images.shape)
     np.savez(chosen.out, **arrays)
 
 

@@ -4,14 +4,13 @@ Whoever reproduces or extends the algorithm in a plain script begins here (examp
 the apps do too. A client's half is ``methods.client``. Knows no file but the prior's.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
+from feddgm_flwr.compiler import need_compiler
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.algorithm import Workshop
 from feddgm_flwr.core.augment import fitting
@@ -26,7 +25,7 @@ from feddgm_flwr.core.distillation.nearness import spread_of
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.learning import Learner, Learners
-from feddgm_flwr.core.models import build_global_model, build_surrogate
+from feddgm_flwr.core.models import SURROGATE, build_global_model, build_surrogate
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.start import fresh_state, taught_by_prior
 from feddgm_flwr.core.state import ServerState
@@ -60,27 +59,31 @@ def build_tools(config: RunConfig, spec: ImageSpec, device: torch.device = CPU) 
     ValueError
         The prior or a model cannot make or take such images.
     """
-    wanted = config.makes_images or config.starts_from_prior
     # Without images a larger model is taught by the prior alone, as a control, or by nothing.
-    shown = config.makes_images or (config.starts_from_prior and config.start.control)
+    shown = config.makes_images or (config.needs_prior and config.start.control)
     names = config.global_model.names if shown else ""
     config = replace(config, global_model=replace(config.global_model, names=names))
     learners = build_learners(config, spec, device)
-    bench = build_bench(config, spec, learners, device) if wanted else None
+    bench = build_bench(config, spec, learners, device) if config.needs_prior else None
     return Tools(spec, device, learners, bench)
 
 
 def build_learners(config: RunConfig, spec: ImageSpec, device: torch.device = CPU) -> Learners:
-    """Return the surrogate and the global models, with how each learns from synthetic images."""
+    """Return the surrogates and the global models, with how each learns from synthetic images."""
     union = replace(config.union, augment=fitting(config.union.augment, flip=spec.flip))
     large = config.global_model
     large = replace(large, augment=fitting(large.augment, flip=spec.flip))
+    surrogates = {
+        name: Learner(name, build_surrogate(architecture, spec), union, device)
+        for name, architecture in config.surrogate.architectures.items()
+    }
     return Learners(
-        Learner("surrogate", build_surrogate(config.surrogate, spec), union, device),
+        surrogates.pop(SURROGATE),
         {
             name: Learner(name, build_global_model(name, spec, config.surrogate), large, device)
             for name in large.name_list
         },
+        narrow=surrogates,
     )
 
 
@@ -93,7 +96,14 @@ def build_bench(
     rng = derive(config.seed, "prior-spread")
     spread = spread_of(prior, spec.num_classes, rng=rng) if distill.prior_weight else None
     return Bench(
-        learners.surrogate.module, prior, distill, spec, config.prior.chunk, device, spread
+        learners.surrogate.module,
+        prior,
+        distill,
+        spec,
+        config.prior.chunk,
+        device,
+        {name: learner.module for name, learner in learners.narrow.items()},
+        spread,
     )
 
 
@@ -143,12 +153,8 @@ def build_engine(config: DistillConfig, bench: Bench) -> Engine:
     ValueError
         Nothing here can compile, though the config asks for it.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if config.compile and bench.device.type == "cpu" and not shutil.which(compiler):
-        raise ValueError(
-            f"distill.compile = true needs a C++ compiler, and {compiler} is not found; install "
-            "one, name it by the environment's CXX, or set distill.compile = false"
-        )
+    if config.compile:
+        need_compiler("distill.compile", bench.device)
     match config.engine:
         case "serial":
             return SerialEngine(bench)

@@ -112,12 +112,35 @@ class RunConfig(Settings):
     )
     """What each method's own section says, for every section of a method."""
 
+    def __post_init__(self) -> None:
+        """Check what a method and the surrogate, or the clients' loss, cannot have together."""
+        super().__post_init__()
+        narrow = self.surrogate.narrow_widths
+        if narrow and not methods.mixes_widths(self.method):
+            raise ValueError(
+                f"surrogate.narrow-widths = {narrow!r} needs method = 'feddgm', got "
+                f"{self.method!r}, which averages parameters of one shape; change one of the two "
+                "with -c"
+            )
+        loss = self.client.loss
+        if loss != ClientConfig.loss and methods.has_own_loss(self.method):
+            raise ValueError(
+                f"client.loss must be {ClientConfig.loss!r} under method = {self.method!r}, whose "
+                f"clients have a loss of its own, got {loss!r}; change one of the two with -c"
+            )
+
     @property
     def starts_from_prior(self) -> bool:
         """Whether the first models are trained on samples of the prior."""
         if self.start.weights == "method":
             return self.makes_images
         return self.start.weights == "prior"
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether the method or the start samples the prior."""
+        own = methods.registered(self.method).samples_prior(self)
+        return self.makes_images or self.starts_from_prior or bool(own)
 
     @property
     def makes_images(self) -> bool:
@@ -188,18 +211,17 @@ class RunConfig(Settings):
 
         Unlike what ``check_read`` refuses, they may stand in a file that serves several methods.
         """
+        flat, defaults = self.flat(), recipe_values() if self.recipe == "paper" else {}
+        default_of = {key: declared.default for key, declared in settings().items()}
+        return tuple(key for key in self.idle() if flat[key] != defaults.get(key, default_of[key]))
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the keys of all sections that the method does not read."""
         idle = set(methods.sections()) - set(methods.registered(self.method).settings)
         if not self.makes_images:
             idle |= {DistillConfig, UnionConfig}
-            idle |= (
-                set() if self.starts_from_prior else {PriorConfig, StartConfig, GlobalModelConfig}
-            )
-        flat, defaults = self.flat(), recipe_values() if self.recipe == "paper" else {}
-        return tuple(
-            key
-            for key, declared in settings().items()
-            if declared.section in idle and flat[key] != defaults.get(key, declared.default)
-        )
+            idle |= set() if self.needs_prior else {PriorConfig, StartConfig, GlobalModelConfig}
+        return tuple(key for key, declared in settings().items() if declared.section in idle)
 
     def _tree(self, section: type[Settings]) -> Settings:
         if section is RunConfig:

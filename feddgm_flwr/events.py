@@ -114,6 +114,8 @@ class ClientAsked(Event):
     """`clients` to train, `evaluate` to score."""
     num_bytes: int
     """Size of the message's records."""
+    surrogate: str = "surrogate"
+    """Which one: `surrogate`, or a narrower one, such as `surrogate-16`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +207,7 @@ class TrainProgress(Event):
     """A model is one epoch further; on disk at most one a model a second."""
 
     model: str
-    """`surrogate`, or a global model's name."""
+    """`surrogate`, a narrower one (`surrogate-16`), or a global model's name."""
     epoch: int
     """Epochs done."""
     epochs: int
@@ -221,7 +223,7 @@ class Trained(Event):
     """A model has learned from synthetic images."""
 
     model: str
-    """`surrogate`, or a global model's name."""
+    """`surrogate`, a narrower one (`surrogate-16`), or a global model's name."""
     images: int
     """Images it learned from."""
     epochs: int
@@ -237,7 +239,7 @@ class TrainingFailed(Event):
     """A model's training diverged; the model stays as it was."""
 
     model: str
-    """`surrogate`, or a global model's name."""
+    """`surrogate`, a narrower one (`surrogate-16`), or a global model's name."""
     reason: str
     """Why, in words."""
 

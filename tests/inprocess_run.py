@@ -88,7 +88,7 @@ def run(folder, *, clients=3, nodes=None, tamper=None, order=0, pictures=False, 
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config)
     with pytest.MonkeyPatch.context() as patch:
         if not pictures:
-            patch.setattr(plots, "_save", lambda figure, path: None)
+            patch.setattr(plots, "save_figure", lambda figure, path: None)
         server_app.app(grid, context)
     return Ended(folder, grid)
 

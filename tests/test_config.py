@@ -78,6 +78,7 @@ SPECIAL = {
     "data.class-names": st.just("cat,dog"),
     "prior.path": st.just("hub/id"),
     "global-model.names": st.sampled_from(["", "resnet18", "vit, convnet"]),
+    "surrogate.narrow-widths": st.sampled_from(["", "16", "16, 8,16"]),
     "client.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
     "server.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
 }
@@ -108,6 +109,8 @@ def value_of(key: str) -> st.SearchStrategy:
 def readable(flat: dict[str, object]) -> dict[str, object]:
     """Return ``flat`` less what its own settings leave unread."""
     whole = {**DEFAULTS, **RECIPES[flat.get("recipe", "feddgm")], **flat}
+    if whole["method"] != "feddgm" or whole["surrogate.width"] <= 16:
+        flat = {key: value for key, value in flat.items() if key != "surrogate.narrow-widths"}
     return {
         key: value
         for key, value in flat.items()

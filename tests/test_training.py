@@ -1,12 +1,19 @@
 """Training: equal to a plain torch loop, seeded, and clear about what it cannot do."""
 
 import math
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
+from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.models import SurrogateConfig, build_surrogate, initialise
 from feddgm_flwr.core.params import Params, params_of
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import (
@@ -153,6 +160,71 @@ def test_a_rule_is_asked_before_every_step_with_the_parameters_in_order():
     assert not torch.equal(seen[-1][0], next(iter(m.parameters())))
 
 
+def test_a_rules_objective_is_what_is_descended_and_what_is_told():
+    x, y = data()
+    m, rng = model(), derive(0, "train")
+
+    def squares(net, images, targets, weights):
+        assert weights is None
+        return (net(images) - one_hot(targets, 3)).square().mean()
+
+    sgd = torch.optim.SGD(m.parameters(), lr=0.1)
+    for _ in range(3):
+        total = 0.0
+        for chosen in torch.randperm(10, generator=rng).split(4):
+            sgd.zero_grad()
+            loss = (m(x[chosen]) - torch.eye(3)[y[chosen]]).square().mean()
+            loss.backward()
+            sgd.step()
+            total += float(loss.detach()) * len(chosen)
+    params, mean = trained(rule=Rule(objective=squares))
+    assert_same(params, params_of(m))
+    assert mean == pytest.approx(total / 10)
+    standing = (model()(x) - torch.eye(3)[y]).square().mean().detach()
+    assert trained(rule=Rule(objective=squares), epochs=0)[1] == pytest.approx(float(standing))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="torch.compile needs g++ and Python's headers",
+)
+def test_compiled_training_is_the_plain_one_and_a_second_client_compiles_nothing():
+    # In a process of its own, without the type checks that tests put on every function.
+    command = [sys.executable, __file__]
+    folder = Path(__file__).parent
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr[-3000:]
+
+
+def shifted(shift: torch.Tensor) -> Rule:
+    def objective(net, images, targets, weights):
+        return cross_entropy(net(images) + shift, targets)
+
+    return Rule(objective=objective)
+
+
+def compare_compiled() -> None:
+    counted = torch._dynamo.utils.counters["stats"]
+    sizes = (22, 20, 27, 5)  # of clients: with a smaller last batch, without, less than a batch
+    rules = [[PLAIN] * 4, [shifted(torch.rand(10, generator=derive(i, "s"))) for i in range(4)]]
+    for kind, ruled in enumerate(rules):
+        for client, (n, rule) in enumerate(zip(sizes, ruled, strict=True)):
+            rng = derive(client, "data")
+            images, labels = torch.rand(n, 3, 16, 16, generator=rng), torch.arange(n) % 10
+            ends = []
+            for compile in (False, True):
+                spec = ImageSpec(3, 16, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+                m = build_surrogate(SurrogateConfig(depth=2, width=8), spec)
+                initialise(m, rng=derive(client, "weights"))
+                how = config(epochs=1, lr=0.05, batch_size=10)
+                loss = train(m, images, labels, how, rng=derive(0, "t"), rule=rule, compile=compile)
+                ends.append({"loss": torch.tensor(loss), **params_of(m)})
+            for name, expected in ends[0].items():
+                torch.testing.assert_close(ends[1][name], expected, rtol=1e-5, atol=1e-6)
+            assert counted["unique_graphs"] == kind + 1, "one a kind of loss, whoever trains"
+
+
 @pytest.mark.parametrize("rule", [PLAIN, Rule(lambda parameters: None)])
 def test_a_rule_that_changes_nothing_changes_no_bit(rule):
     plain, ruled = trained(), trained(rule=rule)
@@ -253,3 +325,7 @@ def test_a_gpu_trains_on_data_that_lie_on_the_cpu():
     here, there = model(torch.float32), model(torch.float32).cuda()
     losses = [train(m, x, y, config(), rng=derive(0, "train")) for m in (here, there)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+if __name__ == "__main__":
+    compare_compiled()

@@ -118,12 +118,15 @@ def under(on: Server, prior) -> Server:
 
 
 def update(on: Server, state: ServerState, partition_id: int, data: ImageSet) -> ClientUpdate:
-    """Return the reply of a client that owns ``data``."""
-    task = Task(state.surrogate, state.server_round + 1)
+    """Return the reply of a client that owns ``data``, of the width in its turn."""
+    name = on.config.surrogate.name_for(partition_id)
+    task = Task(state.surrogates[name], state.server_round + 1)
     rng = derive(on.config.seed, "client", task.server_round, partition_id)
-    surrogate, device = on.tools.learners.surrogate.module, torch.device("cpu")
+    surrogate, device = on.tools.learners.surrogates[name].module, torch.device("cpu")
     walked = walk(surrogate, data, task, on.config.client, PLAIN, rng=rng, device=device)
-    return ClientUpdate(partition_id, walked.params, len(data), checkpoints=walked.checkpoints)
+    return ClientUpdate(
+        partition_id, walked.params, len(data), checkpoints=walked.checkpoints, surrogate=name
+    )
 
 
 def federation(on: Server) -> tuple[ServerState, list[ClientUpdate]]:

@@ -6,7 +6,7 @@ federation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 
@@ -17,6 +17,7 @@ from feddgm_flwr.core.distillation.distill import Bench, DistillJob, DistillResu
 from feddgm_flwr.core.distillation.engine import Engine
 from feddgm_flwr.core.distillation.progress import distilled
 from feddgm_flwr.core.learning import Learners, UnionConfig
+from feddgm_flwr.core.models import SURROGATE
 from feddgm_flwr.core.ownership import decay_bound, mean_of_owners, owned_classes
 from feddgm_flwr.core.params import Params, blend, weighted_mean
 from feddgm_flwr.core.seeding import derive
@@ -35,11 +36,11 @@ class Workshop:
     Attributes
     ----------
     bench
-        The prior, the student and how a client is distilled.
+        The prior, the students and how a client is distilled.
     engine
         Where clients are distilled.
     learners
-        The surrogate and the global models.
+        The surrogates and the global models.
     union
         How the union is made.
     client
@@ -52,6 +53,10 @@ class Workshop:
     union: UnionConfig
     client: TrainConfig
     seed: int
+
+    def of(self, name: str) -> "Workshop":
+        """Return this workshop as the clients of one surrogate need it."""
+        return replace(self, bench=self.bench.of(name), learners=self.learners.of(name))
 
 
 def apply_round(
@@ -74,43 +79,50 @@ def apply_round(
     if shop.union.balance_classes:
         union = union.balanced()
 
-    # Step 5: the next surrogate and the global models learn from the union.
+    # Step 5: the next surrogate (one a width) and the global models learn from the union.
     # A reply that could not be distilled is not averaged either.
     sound = [(u, j) for u, j, r in zip(updates, jobs, results, strict=True) if len(r.images)]
     with phase("learn", server_round, emit):
-        surrogate = next_surrogate(state, sound, union, shop, emit)
+        surrogates = next_surrogates(state, sound, union, shop, emit)
         models = next_global_models(state, union, shop, emit)
     kept = {r.report.partition_id: r.latents for r in results if r.latents is not None}
     latents = state.latents | kept if shop.bench.config.warm_start else {}
     reports = tuple(r.report for r in results)
     return (
-        ServerState(server_round, surrogate, models, latents, replay, state.memory),
+        ServerState(
+            server_round,
+            surrogates.pop(SURROGATE),
+            models,
+            latents,
+            replay,
+            state.memory,
+            narrow=surrogates,
+        ),
         RoundReport(reports, fresh),
     )
 
 
 def distill_job(update: ClientUpdate, state: ServerState, shop: Workshop) -> DistillJob:
     """Return what distillation needs of one client's reply."""
-    config = shop.bench.config
+    config, sent = shop.bench.config, state.surrogates[update.surrogate]
     old = state.latents.get(update.partition_id)
     if config.classes == "all":
         classes = set(range(shop.bench.num_classes))
     else:
         shrink = decay_bound(shop.client, update.num_examples)
-        classes = set(
-            owned_classes(state.surrogate, update.params, update.label_counts, shrink=shrink)
-        )
+        classes = set(owned_classes(sent, update.params, update.label_counts, shrink=shrink))
         # What one round proved stays proven.
         classes |= set() if old is None else set(old.labels.tolist())
     return DistillJob(
         partition_id=update.partition_id,
         server_round=state.server_round + 1,
         seed=shop.seed,
-        start=state.surrogate,
+        start=sent,
         target=update.params,
         images_per_class=dict.fromkeys(sorted(classes), config.images_per_class),
         latents=old,
         checkpoints=update.checkpoints,
+        surrogate=update.surrogate,
     )
 
 
@@ -130,6 +142,22 @@ def rehearsal_set(shop: Workshop, server_round: int) -> SyntheticSet:
     """Return fresh samples of the prior for the union, where it knows the classes."""
     count = shop.union.prior_images_per_class if shop.bench.prior.conditional else 0
     return prior_set(shop.bench, server_round, count, seed=shop.seed)
+
+
+def next_surrogates(
+    state: ServerState,
+    sound: Sequence[tuple[ClientUpdate, DistillJob]],
+    union: SyntheticSet,
+    shop: Workshop,
+    emit: Emit,
+) -> dict[str, Params]:
+    """Return every surrogate's next weights: from its own clients' replies, by all their images."""
+    return {
+        name: next_surrogate(
+            state.of(name), [s for s in sound if s[0].surrogate == name], union, shop.of(name), emit
+        )
+        for name in state.surrogates
+    }
 
 
 def next_surrogate(

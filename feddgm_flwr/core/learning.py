@@ -5,14 +5,14 @@ Knows nothing of where the images come from. Weights are state dicts, on the CPU
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from feddgm_flwr.core.augment import PAPER
-from feddgm_flwr.core.models import GLOBAL_MODELS
+from feddgm_flwr.core.models import GLOBAL_MODELS, SURROGATE
 from feddgm_flwr.core.settings import Settings, Words, restated, setting
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.core.telling import Pace
@@ -145,7 +145,7 @@ class Learner:
     Attributes
     ----------
     name
-        "surrogate", or the global model's.
+        The surrogate's, or the global model's.
     module
         The architecture; its weights are scratch space.
     device
@@ -231,10 +231,31 @@ class Learner:
 
 @dataclass(frozen=True)
 class Learners:
-    """All models that learn on the server."""
+    """All models that learn on the server.
+
+    Attributes
+    ----------
+    narrow
+        Name -> narrower surrogate.
+    """
 
     surrogate: Learner
     global_models: Mapping[str, Learner]
+    narrow: Mapping[str, Learner] = field(default_factory=dict)
+
+    @property
+    def surrogates(self) -> dict[str, Learner]:
+        """Every surrogate by name, the widest first."""
+        return {SURROGATE: self.surrogate, **self.narrow}
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every model's architecture by name, surrogates first."""
+        return {n: m.module for n, m in {**self.surrogates, **self.global_models}.items()}
+
+    def of(self, name: str) -> "Learners":
+        """Return the same with one of the surrogates in the surrogate's place."""
+        return replace(self, surrogate=self.surrogates[name])
 
 
 def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

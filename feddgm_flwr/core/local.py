@@ -4,17 +4,19 @@ Knows no Flower, no data set and no other client. A method's rule (FedProx, SCAF
 as a ``Rule``.
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.ownership import CLASSIFIER
 from feddgm_flwr.core.params import Params, load_params, params_of
 from feddgm_flwr.core.settings import restated, setting
 from feddgm_flwr.core.state import Extra
-from feddgm_flwr.core.training import Rule, TrainConfig, steps_of, train
+from feddgm_flwr.core.training import Objective, Rule, TrainConfig, adjusted_loss, steps_of, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,13 @@ class ClientConfig(TrainConfig):
     epochs: int = restated(TrainConfig, "epochs", 5, meaning="Local epochs a round.", paper=20)
     lr: float = restated(TrainConfig, "lr", 0.05, paper=0.01)
     batch_size: int = restated(TrainConfig, "batch_size", 32, paper=256)
+    loss: Literal["cross-entropy", "balanced-softmax"] = setting(
+        "cross-entropy",
+        "What training descends. `balanced-softmax` (arXiv 2007.10740; logit adjustment, arXiv "
+        "2007.07314) adds the logarithm of the client's own number of images of a class to its "
+        "logit, so that the classifier need not learn how many there are; an absent class has "
+        "probability 0. Nothing is sent. Not for a method that has a loss of its own.",
+    )
     checkpoints: int = setting(
         0,
         "Moments of its run, evenly spaced, whose parameters a client sends beside its end point; "
@@ -43,6 +52,11 @@ class ClientConfig(TrainConfig):
         "clients from fighting for cores.",
         ge=1,
         le=1024,
+    )
+    compile: bool = setting(
+        False,
+        "Let torch compile the training step of full batches: the same to rounding in 0.4 to 0.7 "
+        "of the time on one core; seconds at the start of each process, and a compiler needed.",
     )
     device: str = setting("auto", "`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
 
@@ -76,12 +90,34 @@ class Walk:
         Gradient steps made.
     loss
         Mean loss of the last epoch.
+    made
+        What a method made instead of, or beside, the parameters.
     """
 
     params: Params
     checkpoints: tuple[Params, ...]
     steps: int
     loss: float
+    made: Extra = field(default_factory=Extra)
+
+
+@runtime_checkable
+class Walker(Protocol):
+    """What a client does with its images; ``walk`` is what it does unless a method says else."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        task: Task,
+        config: ClientConfig,
+        rule: Rule,
+        *,
+        rng: torch.Generator,
+        device: torch.device,
+    ) -> Walk:
+        """Return what came of it; the weights of ``model`` are scratch space."""
+        ...
 
 
 def walk(
@@ -95,6 +131,8 @@ def walk(
     device: torch.device,
 ) -> Walk:
     """Train ``model`` from the task's parameters on ``data``; its weights are scratch space."""
+    if config.loss == "balanced-softmax":
+        rule = replace(rule, objective=balanced_softmax(class_counts(task, data)))
     load_params(model, task.params)
     model.to(device)
     steps = steps_of(len(data), config)
@@ -111,9 +149,20 @@ def walk(
         config,
         rng=rng,
         rule=rule,
+        compile=config.compile,
         on_step=on_step if marks else None,
     )
     return Walk(on_cpu(params_of(model)), tuple(passed), steps, loss)
+
+
+def class_counts(task: Task, data: ImageSet) -> Int[Tensor, " k"]:
+    """Return how many of ``data`` are of each class that theta_t tells apart."""
+    return torch.bincount(data.labels.cpu(), minlength=len(task.params[CLASSIFIER[1]]))
+
+
+def balanced_softmax(counts: Int[Tensor, " k"]) -> Objective:
+    """Return the cross-entropy of logits plus log n_y; an absent class drops out of the sum."""
+    return adjusted_loss(torch.ones(len(counts)), counts.log())
 
 
 def checkpoint_steps(steps: int, count: int) -> list[int]:

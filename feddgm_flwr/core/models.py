@@ -7,6 +7,7 @@ them. Knows no data set beyond its ``ImageSpec`` and nothing of training.
 """
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,12 +19,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from feddgm_flwr.core.images import ImageSpec
-from feddgm_flwr.core.settings import Settings, setting
+from feddgm_flwr.core.settings import Settings, Words, check, setting
 
 SMALL = 64
 """Up to this side in pixels, the stems of ResNets and AlexNet keep the resolution."""
 MOST_PATCHES = 20
 """Patches a side of the vision transformer, at most."""
+SURROGATE = "surrogate"
+"""Name of the surrogate; a narrower one is called ``surrogate-16`` by its width."""
+
+
+def are_widths(words: str) -> bool:
+    """Whether ``words`` are whole numbers >= 1 joined by commas, or none."""
+    return not words or all(re.fullmatch(r"[1-9][0-9]{0,5}", w.strip()) for w in words.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +42,49 @@ class SurrogateConfig(Settings):
 
     depth: int = setting(3, "Conv blocks, each halving the side.", ge=1, le=8, paper=5)
     width: int = setting(32, "Channels of every block.", ge=1, paper=128)
+    narrow_widths: str = setting(
+        "",
+        "Widths below `width`, for weaker devices: a surrogate each, and all learn from the images "
+        "of all clients. Clients take turns by partition id, `width` first (`16`: every second "
+        "client has 16; `16,16`: two of three), unless a device's node-config says "
+        "`surrogate-width`. For feddgm alone, since the others average parameters.",
+        words=Words(fit=are_widths, expected="whole numbers >= 1 joined by ',', or \"\""),
+    )
     norm: Literal["instance", "group", "none"] = setting(
         "instance",
         "Normalisation after each convolution; batch norm has no functional unroll.",
     )
+
+    def __post_init__(self) -> None:
+        """Check that narrower widths are narrower."""
+        super().__post_init__()
+        check(
+            all(width < self.width for width in self.widths[1:]),
+            "surrogate.narrow-widths",
+            self.narrow_widths,
+            f"widths below surrogate.width = {self.width}",
+        )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The clients' widths in turn; the first is ``width``, the others may repeat."""
+        return (self.width, *(int(w) for w in self.narrow_widths.split(",") if w))
+
+    @property
+    def architectures(self) -> "dict[str, SurrogateConfig]":
+        """Name -> what to build, one a width, the widest first."""
+        return {
+            self.name_of(width): replace(self, width=width, narrow_widths="")
+            for width in sorted(set(self.widths), reverse=True)
+        }
+
+    def name_of(self, width: int) -> str:
+        """Return the name of the surrogate of one of the ``widths``."""
+        return SURROGATE if width == self.width else f"{SURROGATE}-{width}"
+
+    def name_for(self, partition_id: int, said: int = 0) -> str:
+        """Return which surrogate a client trains: of the width its device said, or in its turn."""
+        return self.name_of(said or self.widths[partition_id % len(self.widths)])
 
 
 class Normalize(nn.Module):

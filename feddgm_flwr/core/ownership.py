@@ -3,7 +3,8 @@
 The classifier is linear over non-negative features h. For an image of class y the gradient of
 cross-entropy moves the classifier row of class k by ``eta (1[k = y] - p_k) h``. A class the client
 lacks therefore only ever loses: every entry of its row, and its bias, can only fall. So one entry
-that rose is proof of ownership, and no image, label or count need be shared. Weight decay moves
+that rose is proof of ownership, and no image, label or count need be shared. So it is under
+``client.loss = "balanced-softmax"``, where p_k = 0 for what the client lacks. Weight decay moves
 entries too; ``shrink`` allows for it. (Our own observation; not in the paper.)
 
 The proof has one direction: what is called owned is owned. A class of few images can be missed,

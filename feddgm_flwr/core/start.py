@@ -11,8 +11,8 @@ from torch.nn.functional import one_hot
 
 from feddgm_flwr.core.distillation.distill import Bench, decode
 from feddgm_flwr.core.learning import Learners, StartConfig, copied
-from feddgm_flwr.core.models import initialise
-from feddgm_flwr.core.params import params_of
+from feddgm_flwr.core.models import SURROGATE, initialise
+from feddgm_flwr.core.params import Params, params_of
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.core.synthetic import SyntheticSet
@@ -28,11 +28,15 @@ def fresh_state(learners: Learners, *, seed: int) -> ServerState:
     """Return round 0: seeded fresh weights and nothing else."""
     surrogate = learners.surrogate.module
     initialise(surrogate, rng=derive(seed, "surrogate"))
+    narrow: dict[str, Params] = {}
+    for index, (name, learner) in enumerate(learners.narrow.items(), start=1):
+        initialise(learner.module, rng=derive(seed, "surrogate", index))
+        narrow[name] = params_of(learner.module)
     models = {}
     for index, (name, learner) in enumerate(learners.global_models.items()):
         initialise(learner.module, rng=derive(seed, "global-model", index))
         models[name] = copied(learner.module.state_dict())
-    return ServerState(0, params_of(surrogate), models)
+    return ServerState(0, params_of(surrogate), models, narrow=narrow)
 
 
 def taught_by_prior(
@@ -55,13 +59,16 @@ def taught_by_prior(
         )
         return state
     samples = prior_set(bench, 0, max(IMAGES_PER_CLASS, images_per_class), seed=seed)
-    surrogate = learners.surrogate.briefly(config.epochs, config.lr).learn(
-        state.surrogate,
-        samples,
-        rng=derive(seed, "surrogate-training", 0),
-        server_round=0,
-        emit=emit,
-    )
+    surrogates = {
+        name: learner.briefly(config.epochs, config.lr).learn(
+            state.surrogates[name],
+            samples,
+            rng=derive(seed, "surrogate-training", 0),
+            server_round=0,
+            emit=emit,
+        )
+        for name, learner in learners.surrogates.items()
+    }
     models = {
         name: learner.briefly(config.global_model_epochs).learn(
             state.global_models[name],
@@ -72,7 +79,7 @@ def taught_by_prior(
         )
         for index, (name, learner) in enumerate(learners.global_models.items())
     }
-    return ServerState(0, surrogate, models)
+    return ServerState(0, surrogates.pop(SURROGATE), models, narrow=surrogates)
 
 
 def prior_set(bench: Bench, server_round: int, count: int, *, seed: int) -> SyntheticSet:

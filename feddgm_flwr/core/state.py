@@ -4,11 +4,12 @@ Values only. Knows nothing of how a round is computed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from feddgm_flwr.core.models import SURROGATE
 from feddgm_flwr.core.params import Params
 from feddgm_flwr.core.synthetic import Latents, SyntheticSet
 
@@ -47,6 +48,8 @@ class ClientUpdate:
         Its surrogate at evenly spaced moments of the run, where it sends them.
     extra
         What the method asked for beside.
+    surrogate
+        Name of the surrogate that it was sent and has trained.
     """
 
     partition_id: int
@@ -55,6 +58,7 @@ class ClientUpdate:
     label_counts: tuple[int, ...] | None = None
     checkpoints: tuple[Params, ...] = ()
     extra: Extra = field(default_factory=Extra)
+    surrogate: str = SURROGATE
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class ServerState:
         Synthetic sets of the last rounds, newest last.
     memory
         What a method keeps beside: names, plain values and tensors.
+    narrow
+        Name -> theta_t of each narrower surrogate, where weaker devices train such.
     """
 
     server_round: int
@@ -85,6 +91,21 @@ class ServerState:
     latents: dict[int, Latents] = field(default_factory=dict)
     replay: tuple[SyntheticSet, ...] = ()
     memory: Mapping[str, Any] = field(default_factory=dict)
+    narrow: dict[str, Params] = field(default_factory=dict)
+
+    @property
+    def surrogates(self) -> dict[str, Params]:
+        """Every surrogate by name, the widest first."""
+        return {SURROGATE: self.surrogate, **self.narrow}
+
+    @property
+    def models(self) -> dict[str, dict[str, Tensor]]:
+        """Every model by name, surrogates first."""
+        return {**self.surrogates, **self.global_models}
+
+    def of(self, name: str) -> "ServerState":
+        """Return this state as the clients of one surrogate see it."""
+        return replace(self, surrogate=self.surrogates[name])
 
 
 @dataclass(frozen=True)

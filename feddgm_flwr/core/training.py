@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from feddgm_flwr.core.augment import NAMES, Pixels, augment
+from feddgm_flwr.core.compiling import compiled
 from feddgm_flwr.core.settings import Settings, setting
 
 
@@ -35,21 +36,49 @@ class TrainConfig(Settings):
     )
 
 
+Objective = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+"""(model, images, targets, weights) of a batch -> the loss that a step descends."""
+
+
+def plain_loss(model: nn.Module, images: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean cross-entropy of a batch."""
+    return weighted_loss(model(images), targets, weights)
+
+
+def adjusted_loss(scale: Float[Tensor, " k"], shift: Float[Tensor, " k"]) -> Objective:
+    """Return the cross-entropy of logits times ``scale`` plus ``shift``, class by class.
+
+    A shift of minus infinity gives a class probability 0, and its row of the classifier no
+    gradient at all; no image may be of that class.
+    """
+
+    def objective(
+        model: nn.Module, images: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        logits = model(images)
+        return weighted_loss(scale.to(logits) * logits + shift.to(logits), targets, weights)
+
+    return objective
+
+
 @dataclass(frozen=True)
 class Rule:
-    """What training follows beside the gradient of its loss.
+    """What training follows.
 
     Attributes
     ----------
     adjust
         Changes the parameters' gradients in place, before each step.
+    objective
+        The loss; it calls the model.
     """
 
     adjust: Callable[[Sequence[nn.Parameter]], None] | None = None
+    objective: Objective = plain_loss
 
 
 PLAIN = Rule()
-"""The gradient alone."""
+"""The gradient of cross-entropy alone."""
 
 
 def train(
@@ -61,6 +90,7 @@ def train(
     rng: torch.Generator,
     weights: Float[Tensor, " n"] | None = None,
     rule: Rule = PLAIN,
+    compile: bool = False,
     on_step: Callable[[int], None] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> float:
@@ -73,6 +103,9 @@ def train(
         probabilities.
     weights
         Importance of each image, mean 1.
+    compile
+        Compile the rule's objective for batches of the full size; a smaller last one goes through
+        it as it is, so that nothing is compiled twice.
     on_step
         Called with the steps done.
     on_epoch
@@ -95,7 +128,7 @@ def train(
     device = next(model.parameters()).device
     data = (images, targets, weights)
     if not config.epochs:
-        return _standing_loss(model, data, config.batch_size)
+        return _standing_loss(model, data, config.batch_size, rule.objective)
 
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -106,6 +139,7 @@ def train(
     )
     parameters = list(model.parameters())
     pixels = pixels_of(model)
+    whole = compiled(rule.objective) if compile else rule.objective
     steps = 0
     model.train()
     for epoch in range(config.epochs):
@@ -113,7 +147,8 @@ def train(
         for chosen in epoch_batches(len(images), config.batch_size, model, rng=rng):
             x, y, w = _batch(data, chosen, device)
             x = augment(x, config.augment, rng=rng, pixels=pixels)
-            loss = weighted_loss(model(x), y, w)
+            objective = whole if len(chosen) == config.batch_size else rule.objective
+            loss = objective(model, x, y, w)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             if rule.adjust:
@@ -180,14 +215,17 @@ def _batch(
 
 @torch.no_grad()
 def _standing_loss(
-    model: nn.Module, data: tuple[Tensor, Tensor, Tensor | None], batch_size: int
+    model: nn.Module,
+    data: tuple[Tensor, Tensor, Tensor | None],
+    batch_size: int,
+    objective: Objective,
 ) -> float:
     model.eval()
     n, device = len(data[0]), next(model.parameters()).device
     total = 0.0
     for chosen in torch.split(torch.arange(n), batch_size):
         x, y, w = _batch(data, chosen, device)
-        total += float(weighted_loss(model(x), y, w)) * len(chosen)
+        total += float(objective(model, x, y, w)) * len(chosen)
     return total / n
 
 

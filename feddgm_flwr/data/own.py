@@ -1,6 +1,7 @@
 """Data of one's own: a folder of pictures a class, or an ``.npz`` of bytes.
 
-Both bring the images to the channels and the side that are asked for and return bytes. Whoever
+Pictures that nobody labelled lie in any folder, or in such a file without labels. All
+bring the images to the channels and the side that are asked for and return bytes. Whoever
 reads an error is told what he can change: the run's owner its settings, a device's owner his data.
 Axes: ``n c h w`` images. Knows no partition and no federation.
 """
@@ -125,12 +126,17 @@ def read_folder(source: Source, part: str) -> Arrays:
     if matched.problems:
         raise ValueError(matched.problems[0])
     files = pictures_of(matched, source.classes)
+    images = _pixels_of([file for file, _ in files], source)
+    return images, np.array([label for _, label in files], np.int64)
+
+
+def _pixels_of(files: Sequence[Path], source: Source) -> UInt8[np.ndarray, "n c h w"]:
     size = source.size
     images = np.empty((len(files), source.channels, size, size), np.uint8)
-    for row, (file, _) in enumerate(files):
+    for row, file in enumerate(files):
         pixels = read_picture(file, channels=source.channels, size=size).pixels
         images[row] = pixels.transpose(2, 0, 1)
-    return images, np.array([label for _, label in files], np.int64)
+    return images
 
 
 def classes_in(source: Source, part: str) -> Matched:
@@ -188,27 +194,59 @@ def read_npz(source: Source, part: str) -> Arrays:
     images, labels = arrays
     if problems := npz_problems(source, images, labels):
         raise ValueError(problems[0])
-    images = np.ascontiguousarray(channels_last(images).transpose(0, 3, 1, 2))
-    size = source.size
-    if len(images) and images.shape[2:] != (size, size):
-        images = np.concatenate(
-            [
-                resized(torch.from_numpy(images[i : i + CHUNK]).float() / 255, size)
-                for i in range(0, len(images), CHUNK)
-            ]
+    return _sized(channels_last(images), source.size), labels.astype(np.int64)
+
+
+def _sized(images: UInt8[np.ndarray, "n h w c"], size: int) -> UInt8[np.ndarray, "n c s s"]:
+    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    if not len(images) or images.shape[2:] == (size, size):
+        return images
+    return np.concatenate(
+        [
+            resized(torch.from_numpy(images[i : i + CHUNK]).float() / 255, size)
+            for i in range(0, len(images), CHUNK)
+        ]
+    )
+
+
+def read_unlabelled(source: Source) -> UInt8[np.ndarray, "n c h w"]:
+    """Read every picture under ``path``, or the ``train_images`` of an ``.npz``; no label is read.
+
+    Raises
+    ------
+    ValueError
+        There is nothing, no picture in it, or one that cannot be read.
+    """
+    if not _is_there(source.path, source.words):
+        raise NoImagesError(
+            f"{source.words.key} must exist, got {str(source.path)!r}; put pictures there"
         )
-    return images, labels.astype(np.int64)
+    if layout_of(source.path) == "npz":
+        arrays, missing = npz_arrays(source, "train", labelled=False)
+        if said := missing or _wrong_images(source, channels_last(arrays[0])):
+            raise ValueError(said)
+        images = _sized(channels_last(arrays[0]), source.size)
+    else:
+        images = _pixels_of(files_under(source.path), source)
+    if not len(images):
+        raise NoImagesError(
+            f"{source.words.key} must hold at least 1 picture, got 0 in {str(source.path)!r}; put "
+            "some there"
+        )
+    return images
 
 
-def npz_arrays(source: Source, part: str) -> tuple[list[np.ndarray], str]:
+def npz_arrays(source: Source, part: str, *, labelled: bool = True) -> tuple[list[np.ndarray], str]:
     """Return those of a part's two arrays that are there, and a sentence on those that lack.
+
+    Without ``labelled`` that of the labels is neither read nor missed.
 
     Raises
     ------
     ValueError
         It is no such file, or damaged.
     """
-    file, wanted = str(source.path), (f"{part}_images", f"{part}_labels")
+    file, wanted = str(source.path), (f"{part}_images", f"{part}_labels")[: 1 + labelled]
     _check_zip(source)
     found: list[np.ndarray] = []
     key = ""

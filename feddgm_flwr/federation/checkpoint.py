@@ -175,6 +175,7 @@ def _plain_state(state: ServerState) -> dict[str, Any]:
         "latents": {pid: vars(latents) for pid, latents in state.latents.items()},
         "replay": [vars(synthetic) for synthetic in state.replay],
         "memory": dict(state.memory),
+        "narrow": state.narrow,
     }
 
 
@@ -186,4 +187,5 @@ def _state(plain: Mapping[str, Any]) -> ServerState:
         latents={pid: Latents(**latents) for pid, latents in plain["latents"].items()},
         replay=tuple(SyntheticSet(**synthetic) for synthetic in plain["replay"]),
         memory=plain["memory"],
+        narrow=plain["narrow"],
     )

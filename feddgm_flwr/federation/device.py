@@ -16,7 +16,6 @@ from torch import nn
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import Task
-from feddgm_flwr.core.models import build_surrogate
 from feddgm_flwr.core.params import load_params
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.data.datasets import Part, spec_of
@@ -71,7 +70,7 @@ class Device:
         torch.set_num_threads(config.client.threads)
         who = Identity.of(context.node_config)
         where = device_of("client.device", config.client.device)
-        client = Client(config, spec_of(config.data), who.partition_id, where)
+        client = Client(config, spec_of(config.data), who.partition_id, where, who.surrogate_width)
         return cls(config, who, context.node_config, client)
 
     def images(self, part: Part) -> ImageSet:
@@ -97,6 +96,6 @@ class Device:
 
     def surrogate(self, task: Task) -> nn.Module:
         """Return the surrogate as it was sent."""
-        model = build_surrogate(self.config.surrogate, self.client.spec)
+        model = self.client.network()
         load_params(model, task.params)
         return model.to(self.client.device)

@@ -109,8 +109,8 @@ def draw_round(folder: Path, spec: ImageSpec, emit: Emit) -> Callable[[int, Roun
 
 
 def save_models(state: ServerState, folder: Path) -> None:
-    """Write the surrogate and the global models as safetensors."""
-    for name, weights in {"surrogate": state.surrogate, **state.global_models}.items():
+    """Write the surrogates and the global models as safetensors."""
+    for name, weights in state.models.items():
         tensors = {key: value.contiguous() for key, value in weights.items()}
         data = safetensors.torch.save(tensors)
         write_atomically(folder / "models" / f"{name}.safetensors", data)

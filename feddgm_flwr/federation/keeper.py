@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from math import fsum
 from pathlib import Path
 
-import torch
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -28,8 +27,8 @@ from feddgm_flwr.core.distillation.engine import threads
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.fidelity import Judge
 from feddgm_flwr.core.local import Task
+from feddgm_flwr.core.models import SURROGATE
 from feddgm_flwr.core.params import all_finite, weighted_mean
-from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import DistillReport, RoundReport, ServerState
 from feddgm_flwr.core.telling import phase
@@ -49,6 +48,7 @@ from feddgm_flwr.events import (
 )
 from feddgm_flwr.federation import checkpoint, messages
 from feddgm_flwr.federation.roster import Roster
+from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.federation.scoring import falls_behind
 from feddgm_flwr.federation.screening import Screened, screen
 from feddgm_flwr.methods.halves import ServerHalf
@@ -64,11 +64,12 @@ Show = Callable[[int, RoundReport], None]
 
 @dataclass
 class _Round:
-    """What is known of the round under way."""
+    """What is known of the round under way; nodes and names of surrogates by partition id."""
 
     number: int
     began: float
     nodes: dict[int, int]
+    surrogates: dict[int, str]
     sent: list[Message]
     screened: Screened | None = None
     report: RoundReport | None = None
@@ -146,10 +147,11 @@ class RoundKeeper(Strategy):
             wait_s=config.rounds.node_wait_s,
             partitions=partitions,
             clients=clients,
+            widths=config.surrogate.widths,
         )
         self._threads = num_threads
         self._done_before = state.server_round
-        self._round = _Round(0, 0.0, {}, [])
+        self._round = _Round(0, 0.0, {}, {}, [])
 
     def run(self, grid: Grid) -> None:
         """Do the rounds that are left."""
@@ -184,8 +186,12 @@ class RoundKeeper(Strategy):
         number, began = self._done_before + server_round, time.monotonic()
         with phase("wait", number, self._emit):
             online = self.roster.online(grid)
-        chosen = self._sample(list(online), number)
-        self._round = _Round(number, began, {p: online[p] for p in chosen}, [])
+        chosen = sampled(
+            list(online), self._config.rounds.fraction_train, self._config.seed, number
+        )
+        nodes = {p: online[p] for p in chosen}
+        surrogates = {p: self._surrogate_for(p, node) for p, node in nodes.items()}
+        self._round = _Round(number, began, nodes, surrogates, [])
         self.results.header["clients"] = max(self.results.header["clients"], len(online))
         self._emit(
             RoundStart(
@@ -198,7 +204,27 @@ class RoundKeeper(Strategy):
         return self._ask(
             "clients",
             MessageType.TRAIN,
-            {p: Task(self.state.surrogate, number, self._half.down(self.state, p)) for p in chosen},
+            {p: replace(self._task(p), extra=self._half.down(self.state, p)) for p in chosen},
+        )
+
+    def _surrogate_for(self, partition_id: int, node: int) -> str:
+        said = self.roster.said_width(node)
+        return self._config.surrogate.name_for(partition_id, said)
+
+    def _task(self, partition_id: int) -> Task:
+        """Return a task with the client's own kind of surrogate."""
+        name = self._round.surrogates[partition_id]
+        return Task(self.state.surrogates[name], self._round.number)
+
+    def _expected(self, name: str) -> messages.Expected:
+        """Return what the replies of one surrogate's clients must be like."""
+        return messages.Expected(
+            self.state.surrogates[name] if self._half.takes_params else {},
+            self._num_classes,
+            self._config.client.checkpoints,
+            self._config.client.share_label_counts,
+            self._half.wrong,
+            name,
         )
 
     def _ask(self, name: Phase, message_type: str, tasks: dict[int, Task]) -> list[Message]:
@@ -219,7 +245,13 @@ class RoundKeeper(Strategy):
         for partition_id, message in zip(tasks, outgoing, strict=True):
             size = messages.content_bytes(message)
             self._emit(
-                ClientAsked(round=now.number, partition_id=partition_id, phase=name, num_bytes=size)
+                ClientAsked(
+                    round=now.number,
+                    partition_id=partition_id,
+                    phase=name,
+                    num_bytes=size,
+                    surrogate=now.surrogates[partition_id],
+                )
             )
         return outgoing
 
@@ -230,25 +262,12 @@ class RoundKeeper(Strategy):
         self._emit(PhaseEnd(round=now.number, phase=name, seconds=seconds))
         return now.receive(replies)
 
-    def _sample(self, partition_ids: list[int], server_round: int) -> list[int]:
-        """Return this round's clients, keyed by partition id so that a seed means the same."""
-        count = max(1, round(self._config.rounds.fraction_train * len(partition_ids)))
-        rng = derive(self._config.seed, "sample", server_round)
-        order = torch.randperm(len(partition_ids), generator=rng)[:count]
-        return sorted(partition_ids[i] for i in order)
-
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen the replies and let the method make the next state of the rest."""
         now = self._round
-        expected = messages.Expected(
-            self.state.surrogate,
-            self._num_classes,
-            self._config.client.checkpoints,
-            self._config.client.share_label_counts,
-            self._half.wrong,
-        )
+        expected = {p: self._expected(name) for p, name in now.surrogates.items()}
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
         self._tell(now.screened)
         if now.screened.accepted:
@@ -267,7 +286,7 @@ class RoundKeeper(Strategy):
             state, report = self._half.advance(
                 self.state, screened.updates, population=self.roster.population
             )
-        if not all_finite([state.surrogate, state.global_models, state.memory]):
+        if not all_finite([state.models, state.memory]):
             self._round.kept = "the new one holds NaN or infinity"
             return
         self.state, self._round.report = state, report
@@ -308,12 +327,11 @@ class RoundKeeper(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Ask the round's clients to score the new surrogate, where that is wanted."""
+        """Ask the round's clients to score their new surrogate, where that is wanted."""
         now = self._round
         if not self._config.rounds.federated_evaluation:
             return []
-        task = Task(self.state.surrogate, now.number)
-        return self._ask("evaluate", MessageType.EVALUATE, dict.fromkeys(now.nodes, task))
+        return self._ask("evaluate", MessageType.EVALUATE, {p: self._task(p) for p in now.nodes})
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -405,15 +423,16 @@ class RoundKeeper(Strategy):
         """Warn where the first round's images made less of the replies than their mean is."""
         now = self._round
         assert now.screened is not None
-        updates = now.screened.updates
-        if now.number != 1 or now.report is None or not scores.accuracy:
+        updates = [u for u in now.screened.updates if u.surrogate == SURROGATE]
+        told = now.number == 1 and now.report is not None and scores.accuracy
+        if not told or not updates or not self._half.takes_params:
             return
         mean = weighted_mean([u.params for u in updates], [u.num_examples for u in updates])
         with threads(self._threads):
-            plain = self._score(replace(self.state, surrogate=mean, global_models={}))
-        control = self.results.generator_only.get("accuracy", {}).get("surrogate")
-        told = (scores.accuracy["surrogate"], plain.accuracy["surrogate"], control)
-        if said := falls_behind(*told):
+            plain = self._score(replace(self.state, surrogate=mean, narrow={}, global_models={}))
+        control = self.results.generator_only.get("accuracy", {}).get(SURROGATE)
+        reached = (scores.accuracy[SURROGATE], plain.accuracy[SURROGATE], control)
+        if said := falls_behind(*reached):
             logger.warning("%s", said)
 
     def _checkpoint(self) -> None:

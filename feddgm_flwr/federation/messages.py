@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.local import Task
+from feddgm_flwr.core.models import SURROGATE
 from feddgm_flwr.core.params import Params, all_finite
 from feddgm_flwr.core.state import ClientUpdate, Extra
 
@@ -32,6 +33,7 @@ SERVER_ROUND = "server-round"
 NUM_EXAMPLES = "num-examples"
 PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
+SURROGATE_WIDTH = "surrogate-width"
 DATA_DIR = "data-dir"
 TRAIN_LOSS = "train-loss"
 SECONDS = "seconds"
@@ -81,10 +83,13 @@ class Identity:
     ----------
     num_partitions
         Parts that the data were divided into; 0 for a device with data of its own.
+    surrogate_width
+        Width of the surrogate that the device can bear; 0 where it does not say.
     """
 
     partition_id: int
     num_partitions: int
+    surrogate_width: int = 0
 
     @classmethod
     def of(cls, node_config: Mapping[str, bool | float | int | str]) -> "Identity":
@@ -110,7 +115,13 @@ class Identity:
                 f"{PARTITION_ID} = {partition_id}, got {count!r}; set it, or {DATA_DIR} "
                 "for a device with data of its own"
             )
-        return cls(partition_id, count)
+        width = node_config.get(SURROGATE_WIDTH, 0)
+        if not _is_count(width):
+            raise ValueError(
+                f"node-config {SURROGATE_WIDTH} must be a whole number >= 0, got {width!r}; set "
+                "it to one of the run's widths, or leave it out"
+            )
+        return cls(partition_id, count, width)
 
 
 def task_content(task: Task) -> RecordDict:
@@ -172,14 +183,16 @@ class Expected:
     Attributes
     ----------
     template
-        The broadcast surrogate: names, shapes and types, and the point from which a reply must
-        have moved.
+        The surrogate that the client was sent: names, shapes and types, and the point from which
+        its reply must have moved. Empty where a reply holds no parameters.
     checkpoints
         How many a client sends.
     counts
         Whether it shares the numbers of its labels.
     wrong
         Says why a method's addition cannot be believed, or "".
+    surrogate
+        Name of that surrogate.
     """
 
     template: Params
@@ -187,6 +200,7 @@ class Expected:
     checkpoints: int
     counts: bool
     wrong: Callable[[Extra], str]
+    surrogate: str = SURROGATE
 
 
 def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejection:
@@ -221,6 +235,7 @@ def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejectio
         label_counts=tuple(map(_int, counts)) if isinstance(counts, list) else None,
         checkpoints=tuple({name: p[name] for name in template} for p in passed),
         extra=extra,
+        surrogate=expected.surrogate,
     )
 
 
@@ -272,6 +287,7 @@ def identity_content(identity: Identity) -> RecordDict:
         {
             PARTITION_ID: identity.partition_id,
             NUM_PARTITIONS: identity.num_partitions,
+            SURROGATE_WIDTH: identity.surrogate_width,
         }
     )
     return RecordDict({METRICS: metrics})
@@ -283,6 +299,7 @@ def parse_identity(message: Message) -> Identity | Rejection:
         return Rejection(f"the client failed: {message.error.reason}")
     metrics = message.content.metric_records.get(METRICS, MetricRecord())
     partition_id, count = metrics.get(PARTITION_ID), metrics.get(NUM_PARTITIONS)
+    width = metrics.get(SURROGATE_WIDTH)
     if not _is_count(partition_id) or not _is_count(count):
         return Rejection(
             f"{PARTITION_ID} and {NUM_PARTITIONS} must be whole numbers >= 0, got "
@@ -292,7 +309,9 @@ def parse_identity(message: Message) -> Identity | Rejection:
         return Rejection(
             f"{PARTITION_ID} must be below {NUM_PARTITIONS} = {count}, got {partition_id}"
         )
-    return Identity(int(partition_id), int(count))
+    if not _is_count(width):
+        return Rejection(f"{SURROGATE_WIDTH} must be a whole number >= 0, got {width!r}")
+    return Identity(partition_id, count, width)
 
 
 def to_record(params: Params) -> ArrayRecord:
@@ -307,9 +326,12 @@ def from_record(record: ArrayRecord) -> Params:
 
 def content_bytes(message: Message) -> int:
     """Return the size of a message's records; 0 for one that carries an error."""
-    if not message.has_content():
-        return 0
-    return sum(record.count_bytes() for record in message.content.values())
+    return size_of(message.content) if message.has_content() else 0
+
+
+def size_of(content: RecordDict) -> int:
+    """Return the size of records in bytes, as they are before Flower packs them."""
+    return sum(record.count_bytes() for record in content.values())
 
 
 def _wrong_metrics(metrics: MetricRecord, num_classes: int) -> str:
@@ -356,6 +378,8 @@ def _wrong_arrays(params: Params, template: Params) -> str:
 
 def _wrong_movement(params: Params, template: Params) -> str:
     """Return what is wrong with how far the client went, or ""."""
+    if not template:
+        return ""
     if all(torch.equal(params[name], template[name]) for name in template):
         return "it did not move from the broadcast surrogate, so it tells nothing"
     return _too_far(params, template)

@@ -43,11 +43,20 @@ class Roster:
         Parts that the data are divided into, if that is known; else most nodes decide.
     clients
         Partition ids that were known before a resume.
+    widths
+        Of the run's surrogates; a node that says another is left out.
     """
 
     def __init__(
-        self, *, min_clients: int, wait_s: float, partitions: int = 0, clients: Iterable[int] = ()
+        self,
+        *,
+        min_clients: int,
+        wait_s: float,
+        partitions: int = 0,
+        clients: Iterable[int] = (),
+        widths: Iterable[int] = (),
     ) -> None:
+        self._widths = frozenset(widths)
         self._min_clients, self._wait_s = min_clients, wait_s
         self.partitions, self._before = partitions, frozenset(clients)
         self._known: dict[int, Identity] = {}
@@ -68,6 +77,13 @@ class Roster:
     def population(self) -> int:
         """How many clients there are, known or not: at least the parts of the data."""
         return max(len(self.clients), self.partitions)
+
+    def said_width(self, node: int) -> int:
+        """Return the width of the surrogate that a known node says it can bear; 0 if it does not.
+
+        A device may be another one after a resume, so nothing of this is in a checkpoint.
+        """
+        return self._known[node].surrogate_width
 
     def online(self, grid: Grid) -> dict[int, int]:
         """Return partition id -> node id of everyone online, in order of partition id.
@@ -115,6 +131,16 @@ class Roster:
             answer = answers.get(node, Rejection("it did not answer in time"))
             if isinstance(answer, Rejection):
                 logger.warning("node %d is left out: %s", node, answer.reason)
+            elif answer.surrogate_width not in {0, *self._widths}:
+                logger.error(
+                    "node %d is left out: it says surrogate-width = %d, and this run's surrogates "
+                    "have %s; start it with one of these, or the run with "
+                    "surrogate.narrow-widths",
+                    node,
+                    answer.surrogate_width,
+                    " or ".join(map(str, sorted(self._widths))),
+                )
+                self._asked[node] = ATTEMPTS
             else:
                 self._known[node] = answer
 

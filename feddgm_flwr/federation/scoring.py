@@ -43,7 +43,7 @@ class Scorer:
     Parameters
     ----------
     models
-        "surrogate" and each global model -> architecture; the weights are scratch space.
+        Each surrogate and global model by name -> architecture; the weights are scratch space.
     test
         None where the server has no test images; then nothing is scored.
     """
@@ -65,8 +65,8 @@ class Scorer:
         return self._test is not None
 
     def __call__(self, state: ServerState) -> Scores:
-        """Score the surrogate and the global models of ``state``."""
-        return self.score({"surrogate": state.surrogate, **state.global_models})
+        """Score the surrogates and the global models of ``state``."""
+        return self.score(state.models)
 
     def score(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Scores:
         """Score each named model with the weights given."""

@@ -66,7 +66,7 @@ class Screened:
 def screen(
     replies: Iterable[Message],
     asked: Mapping[str, int],
-    expected: Expected,
+    expected: Mapping[int, Expected],
 ) -> Screened:
     """Judge every reply to the messages ``asked``.
 
@@ -75,6 +75,8 @@ def screen(
     asked
         Message id -> the partition id it was sent to. An error that the SuperLink makes on a
         dead node's behalf names the SuperLink as its source; only the message id is sure.
+    expected
+        Partition id -> what that client's reply must be like.
     """
     accepted: dict[int, Accepted] = {}
     aside: list[SetAside] = []
@@ -98,11 +100,11 @@ def _judge(
     reply: Message,
     sender: int | None,
     accepted: Mapping[int, Accepted],
-    expected: Expected,
+    expected: Mapping[int, Expected],
 ) -> Accepted | SetAside:
     if sender is None:
         return SetAside(None, "malformed", "it answers no message of this round")
-    parsed = parse_reply(reply, expected)
+    parsed = parse_reply(reply, expected[sender])
     if isinstance(parsed, Rejection):
         kind: Kind = "failed" if reply.has_error() else "malformed"
         return SetAside(sender, kind, parsed.reason)

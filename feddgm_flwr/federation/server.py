@@ -93,12 +93,7 @@ def server_side(
     begin(config, spec, device, emit, done=0 if saved is None else saved.state.server_round)
     tools = build_tools(config, spec, device)
     say_what_is_missing(config, tools)
-    learners = (tools.learners.surrogate, *tools.learners.global_models.values())
-    scorer = Scorer(
-        {learner.name: learner.module for learner in learners},
-        server_images(config.data, "test"),
-        device,
-    )
+    scorer = Scorer(tools.learners.modules, server_images(config.data, "test"), device)
     half = method_of(config.method).server(config, tools, emit)
     try:
         if saved is None:
@@ -171,7 +166,7 @@ def add_control(side: ServerSide, emit: Emit) -> None:
     if taught is None:
         fresh = fresh_state(side.tools.learners, seed=config.seed)
         taught = control_state(config, side.tools, fresh, emit)
-    scores = side.scorer.score({"surrogate": taught.surrogate, **taught.global_models})
+    scores = side.scorer.score(taught.models)
     side.results.generator_only = asdict(scores)
     emit(ControlScored(round=0, **asdict(scores)))
 

@@ -14,6 +14,14 @@ MODULES = {
     "fedavg": "flowers",
     "fedprox": "fedprox",
     "scaffold": "scaffold",
+    "fednova": "fednova",
+    "fedrs": "fedrs",
+    "fedlc": "fedlc",
+    "feddf": "feddf",
+    "dense": "dense",
+    "coboosting": "coboosting",
+    "feddm": "feddm",
+    "dynafed": "dynafed",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",
@@ -38,6 +46,16 @@ def registered(name: str) -> Any:  # noqa: ANN401 (a ``Method``, whose builders 
 def makes_images(name: str) -> bool:
     """Whether the method called ``name`` makes images, for which it needs a prior."""
     return bool(registered(name).makes_images)
+
+
+def mixes_widths(name: str) -> bool:
+    """Whether clients of the method called ``name`` may train surrogates of several widths."""
+    return bool(registered(name).mixes_widths)
+
+
+def has_own_loss(name: str) -> bool:
+    """Whether clients of the method called ``name`` descend a loss of its own."""
+    return bool(registered(name).own_loss)
 
 
 def sections() -> tuple[type[Settings], ...]:

@@ -10,11 +10,12 @@ from functools import cached_property
 
 import torch
 
+from feddgm_flwr.compiler import need_compiler
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.augment import fitting
 from feddgm_flwr.core.images import ImageSet, ImageSpec
-from feddgm_flwr.core.local import Task, Walk, walk
-from feddgm_flwr.core.models import build_surrogate
+from feddgm_flwr.core.local import Task, Walk
+from feddgm_flwr.core.models import ConvNet, build_surrogate
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.methods.halves import ClientHalf, method_of
@@ -30,31 +31,52 @@ class Client:
     ----------
     device
         Where it trains.
+    said_width
+        Width of the surrogate that its device can bear; 0 where it does not say.
+
+    Raises
+    ------
+    ValueError
+        ``client.compile`` is asked for where nothing can compile.
     """
 
     config: RunConfig
     spec: ImageSpec
     partition_id: int
     device: torch.device = CPU
+    said_width: int = 0
+
+    def __post_init__(self) -> None:
+        if self.config.client.compile:
+            need_compiler("client.compile", self.device)
 
     @cached_property
     def half(self) -> ClientHalf:
         """What the run's method has a client do."""
         return method_of(self.config.method).client(self.config)
 
+    @property
+    def surrogate(self) -> str:
+        """Name of the surrogate that it trains."""
+        return self.config.surrogate.name_for(self.partition_id, self.said_width)
+
+    def network(self) -> ConvNet:
+        """Return the architecture of that surrogate."""
+        return build_surrogate(self.config.surrogate.architectures[self.surrogate], self.spec)
+
     def update(self, task: Task, data: ImageSet) -> ClientUpdate:
         """Train on ``data`` and return what goes back to the server."""
         return self.reply(task, data, self.train(task, data))
 
     def train(self, task: Task, data: ImageSet) -> Walk:
-        """Train the surrogate on ``data`` by the method's rule."""
+        """Train the surrogate on ``data`` by the method's rule, or do what it does instead."""
         config, spec = self.config, self.spec
-        return walk(
-            build_surrogate(config.surrogate, spec),
+        return self.half.walk(
+            self.network(),
             data,
             task,
             replace(config.client, augment=fitting(config.client.augment, flip=spec.flip)),
-            self.half.rule(task),
+            self.half.rule(task, data),
             rng=derive(config.seed, "client", task.server_round, self.partition_id),
             device=self.device,
         )
@@ -71,5 +93,6 @@ class Client:
             num_examples=len(data),
             label_counts=counts,
             checkpoints=walked.checkpoints,
-            extra=self.half.up(task, walked),
+            surrogate=self.surrogate,
+            extra=self.half.up(task, walked, data),
         )

@@ -41,7 +41,7 @@ def proximal_rule(task: Task, mu: float) -> Rule:
 
 def _client(config: RunConfig) -> ClientHalf:
     mu = config.of_method(FedProxConfig).mu
-    return ClientHalf(rule=lambda task: proximal_rule(task, mu))
+    return ClientHalf(rule=lambda task, data: proximal_rule(task, mu))
 
 
 METHODS = {

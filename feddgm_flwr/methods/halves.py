@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from feddgm_flwr import methods
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.core.local import Task, Walk
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.local import Task, Walk, Walker, walk
 from feddgm_flwr.core.settings import Settings
 from feddgm_flwr.core.state import ClientUpdate, Extra, RoundReport, ServerState
 from feddgm_flwr.core.training import PLAIN, Rule
@@ -41,11 +42,11 @@ def _nothing_down(state: ServerState, partition_id: int) -> Extra:
     return Extra()
 
 
-def _nothing_up(task: Task, walk: Walk) -> Extra:
+def _nothing_up(task: Task, walk: Walk, data: ImageSet) -> Extra:
     return Extra()
 
 
-def _plain(task: Task) -> Rule:
+def _plain(task: Task, data: ImageSet) -> Rule:
     return PLAIN
 
 
@@ -60,13 +61,16 @@ class ClientHalf:
     Attributes
     ----------
     rule
-        What local training follows, given what was sent.
+        What local training follows, given what was sent and the device's own images.
     up
-        What goes back beside the parameters, after training.
+        What goes back beside the parameters, after training on those images.
+    walk
+        What it does with its images: it trains the surrogate, unless a method says else.
     """
 
-    rule: Callable[[Task], Rule] = _plain
-    up: Callable[[Task, Walk], Extra] = _nothing_up
+    rule: Callable[[Task, ImageSet], Rule] = _plain
+    up: Callable[[Task, Walk, ImageSet], Extra] = _nothing_up
+    walk: Walker = walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,8 @@ class ServerHalf:
         What goes to a client (by partition id) beside the surrogate.
     wrong
         Why a reply's addition cannot be believed, or "".
+    takes_params
+        Whether a reply holds the trained surrogate; where not, its addition is all that it holds.
     close
         Releases what the half holds.
     """
@@ -86,11 +92,16 @@ class ServerHalf:
     advance: Advance
     down: Callable[[ServerState, int], Extra] = _nothing_down
     wrong: Callable[[Extra], str] = _unasked
+    takes_params: bool = True
     close: Callable[[], None] = lambda: None
 
 
 def _same_for_all(config: RunConfig) -> ClientHalf:
     return ClientHalf()
+
+
+def _none(config: RunConfig) -> bool:
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +116,22 @@ class Method:
         Sections of the configuration that are the method's own.
     makes_images
         Whether it needs a prior and makes images, from which larger models can learn.
+    mixes_widths
+        Whether its clients may train surrogates of several widths, over which there is no mean of
+        parameters.
+    own_loss
+        Whether its clients descend a loss of its own, in whose place ``client.loss`` cannot be.
+    samples_prior
+        Whether it needs a prior though it makes no images, under a run's config.
     """
 
     server: "Callable[[RunConfig, Tools, Emit], ServerHalf]"
     client: Callable[[RunConfig], ClientHalf] = _same_for_all
     settings: tuple[type[Settings], ...] = ()
     makes_images: bool = False
+    mixes_widths: bool = False
+    own_loss: bool = False
+    samples_prior: Callable[[RunConfig], bool] = _none
 
 
 def method_of(name: str) -> Method:

@@ -20,20 +20,18 @@ import torch
 from torch import nn
 
 from feddgm_flwr.config import RunConfig
-from feddgm_flwr.core.local import Task, Walk
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.params import Params, weighted_mean
 from feddgm_flwr.core.settings import Settings, setting
 from feddgm_flwr.core.state import ClientUpdate, Extra, ServerState
 from feddgm_flwr.core.training import Rule
 from feddgm_flwr.events import Emit
 from feddgm_flwr.methods.halves import ClientHalf, Method, ServerHalf
+from feddgm_flwr.methods.steps import STEPS, up, wrong
 
 if TYPE_CHECKING:
     from feddgm_flwr.build import Tools
-
-STEPS = "steps"
-MAX_STEPS = 10**9
-"""More steps than any client makes in a round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ def down(state: ServerState, partition_id: int) -> Extra:
     return Extra(tensors=Controls.of(state).correction(partition_id))
 
 
-def rule(task: Task) -> Rule:
+def rule(task: Task, data: ImageSet) -> Rule:
     """Return the rule that adds c - c_i to the gradient."""
     corrections = [task.extra.tensors[name] for name in task.params]
 
@@ -87,21 +85,6 @@ def rule(task: Task) -> Rule:
                 p.grad.add_(c.to(p.device))
 
     return Rule(adjust)
-
-
-def up(task: Task, walk: Walk) -> Extra:
-    """Return K, which the server cannot know."""
-    return Extra(numbers={STEPS: walk.steps})
-
-
-def wrong(extra: Extra) -> str:
-    """Return why a reply's K cannot be believed, or ""."""
-    steps = extra.numbers.get(STEPS)
-    if extra.tensors or set(extra.numbers) != {STEPS}:
-        return f"it must send {STEPS} beside its parameters and nothing else"
-    if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
-        return f"{STEPS} must be a whole number from 1 to {MAX_STEPS}, got {steps!r}"
-    return ""
 
 
 def advance(

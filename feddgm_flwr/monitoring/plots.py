@@ -72,7 +72,7 @@ def draw_ownership(counts: Int[np.ndarray, "k m"], classes: Sequence[str], path:
     of_class, totals = counts.sum(1)[shown_classes], counts.sum(0)[clients]
     counts = counts[np.ix_(shown_classes, clients)]
     rows, columns = counts.shape
-    figure, axes = _figure(1.6 + 0.55 * columns, 1.2 + 0.38 * rows)
+    figure, axes = figure_of(1.6 + 0.55 * columns, 1.2 + 0.38 * rows)
     shares = counts / np.maximum(of_class, 1)[:, None]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for k in range(rows):
@@ -97,7 +97,7 @@ def draw_ownership(counts: Int[np.ndarray, "k m"], classes: Sequence[str], path:
         f"Who owns what: images of each class at each client{told}", fontsize=10, parse_math=False
     )
     _frameless(axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_round(
@@ -207,7 +207,7 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw accuracy by round, a line a model and run, and the generator-only control."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure, axes = _figure(7.0, 4.2)
+    figure, axes = figure_of(7.0, 4.2)
     for index, (name, points) in enumerate(curves(results).items()):
         rounds, values = zip(*points, strict=True)
         colour = COLOURS[index % len(COLOURS)]
@@ -247,7 +247,7 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         fontsize=10,
         parse_math=False,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def curves(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -321,7 +321,7 @@ def draw_table(
             y, x = row * high, column * wide + i * (size + 1)
             mosaic[y : y + size, x : x + size] = picture[::step, ::step]
     inch = 0.42 / size
-    figure, axes = _figure(mosaic.shape[1] * inch + 1.5, mosaic.shape[0] * inch + 0.8)
+    figure, axes = figure_of(mosaic.shape[1] * inch + 1.5, mosaic.shape[0] * inch + 0.8)
     axes.imshow(mosaic, interpolation="nearest")
     centre = (across * (size + 1)) / 2
     # Names wider than their columns would run into each other.
@@ -334,10 +334,10 @@ def draw_table(
     axes.xaxis.tick_top()
     axes.set_title(title, fontsize=10, parse_math=False)
     _frameless(axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
+def figure_of(width: float, height: float) -> "tuple[Figure, Axes]":
     """Return a figure that belongs to no window and no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -353,7 +353,8 @@ def _frameless(axes: "Axes") -> None:
         spine.set_visible(False)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write ``figure`` as a PNG, whole."""
     import matplotlib
 
     file = io.BytesIO()

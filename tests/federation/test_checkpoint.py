@@ -30,6 +30,7 @@ STATE = ServerState(
         "m": None,
         "clients": {7: {"a": torch.randn(2, 2).double()}, 1: {"a": torch.zeros(2, 2)}},
     },
+    narrow={"surrogate-16": {"b": torch.randn(2)}, "surrogate-8": {"b": torch.randn(1)}},
 )
 CONFIG = {"num-server-rounds": 5, "seed": 0, "client.lr": 0.1, "rounds.min-clients": 1}
 

@@ -65,6 +65,13 @@ def test_a_device_is_read_from_its_context():
     assert of.config.method == "scaffold"
 
 
+def test_a_device_that_cannot_compile_says_so_where_it_is_asked_to(monkeypatch):
+    monkeypatch.setenv("CXX", "none")
+    assert device(client__device="cpu")
+    with pytest.raises(ValueError, match=r"client.compile = true needs a C.. compiler"):
+        device(client__device="cpu", client__compile=True)
+
+
 @pytest.mark.parametrize("node", [{}, {"partition-id": 3, "num-partitions": 3}])
 def test_a_device_without_a_sound_identity_says_so(node):
     with pytest.raises(ValueError, match="node-config"):
@@ -97,7 +104,7 @@ def test_training_depends_on_the_task_and_the_round_alone():
 
 
 def test_training_follows_the_methods_rule_given_what_was_sent():
-    def rule(given):
+    def rule(given, data):
         def adjust(parameters):
             for p in parameters:
                 p.grad.fill_(given.extra.numbers["pull"])
@@ -122,7 +129,7 @@ def test_a_reply_holds_what_was_asked_for_and_no_more():
 
 def test_label_counts_checkpoints_and_the_methods_own_are_sent_where_asked():
     of = device(client__share_label_counts=True, client__checkpoints=1, client__batch_size=64)
-    of = under(of, ClientHalf(up=lambda t, w: Extra(numbers={"steps": w.steps})))
+    of = under(of, ClientHalf(up=lambda t, w, data: Extra(numbers={"steps": w.steps})))
     data = of.images("train")
     walked = trained(of, task(of))
     update = of.client.reply(task(of), data, walked)

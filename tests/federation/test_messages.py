@@ -245,12 +245,16 @@ def test_a_score_survives_the_wire_and_bad_ones_do_not():
 def test_identity_comes_from_the_node_config():
     assert Identity.of({"partition-id": 1, "num-partitions": 2}) == Identity(1, 2)
     assert Identity.of({"partition-id": 5, "data-dir": "/somewhere"}) == Identity(5, 0)
+    told = {"partition-id": 1, "num-partitions": 2, "surrogate-width": 16}
+    assert Identity.of(told) == Identity(1, 2, 16)
     for bad in (
         {},
         {"partition-id": 2, "num-partitions": 2},
         {"partition-id": "0"},
         {"partition-id": 0},
         {"partition-id": True, "num-partitions": 2},
+        told | {"surrogate-width": "16"},
+        told | {"surrogate-width": -16},
     ):
         with pytest.raises(ValueError, match="node-config"):
             Identity.of(bad)

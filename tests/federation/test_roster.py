@@ -15,8 +15,8 @@ from feddgm_flwr.federation.messages import Identity
 class Nodes(Grid):
     """A grid whose nodes say who they are; None keeps silent."""
 
-    def __init__(self, identities, parts=9):
-        self.identities, self.parts = identities, parts
+    def __init__(self, identities, parts=9, widths=None):
+        self.identities, self.parts, self.widths = identities, parts, widths or {}
         self.asked = []
 
     set_run = run = create_message = push_messages = pull_messages = None
@@ -32,7 +32,9 @@ class Nodes(Grid):
             self.asked.append(node)
             identity = self.identities[node]
             if identity is not None:
-                content = messages.identity_content(Identity(identity, self.parts))
+                content = messages.identity_content(
+                    Identity(identity, self.parts, self.widths.get(node, 0))
+                )
                 answers.append(Message(content=content, reply_to=question))
         return answers[::-1]
 
@@ -112,6 +114,21 @@ def test_the_population_is_all_parts_of_the_data_or_else_all_that_were_ever_know
     own.identities |= {40: 11, 50: 7}
     heard.online(own)
     assert heard.population == 3
+
+
+def test_a_width_that_the_run_lacks_is_left_out_with_a_sentence(caplog):
+    nodes = Nodes({20: 0, 30: 1, 40: 2}, widths={30: 16, 40: 64})
+    known = roster.Roster(min_clients=1, wait_s=0.05, widths=(32, 16))
+    assert known.online(nodes) == {0: 20, 1: 30}
+    assert [known.said_width(node) for node in (20, 30)] == [0, 16]
+    assert "node 40 is left out: it says surrogate-width = 64" in caplog.text
+    assert "have 16 or 32" in caplog.text
+
+
+def test_a_width_that_is_none_is_left_out(caplog):
+    nodes = Nodes({20: 0, 30: 1}, widths={30: -1})
+    assert made().online(nodes) == {0: 20}
+    assert "surrogate-width must be a whole number >= 0" in caplog.text
 
 
 def test_nonsense_is_left_out(caplog):

@@ -50,7 +50,7 @@ def _server(config, tools, emit):
 
 
 def _client(config):
-    def rule(task):
+    def rule(task, data):
         strength = config.of_method(ShrinkConfig).pull * task.extra.numbers["shrink"]
 
         def adjust(parameters):
@@ -59,7 +59,7 @@ def _client(config):
 
         return Rule(adjust)
 
-    return ClientHalf(rule=rule, up=lambda task, walk: Extra(numbers={"loss": walk.loss}))
+    return ClientHalf(rule=rule, up=lambda task, walk, data: Extra(numbers={"loss": walk.loss}))
 
 
 METHODS = {"shrink": Method(server=_server, client=_client, settings=(ShrinkConfig,))}

@@ -57,16 +57,17 @@ def model():
 def ask(state, i):
     """Return client i's reply to what ``state`` sends it."""
     task = Task(state.surrogate, state.server_round + 1, scaffold.down(state, i))
+    data = ImageSet(torch.tensor(A[i]).reshape(-1, 1, 2, 2), torch.tensor(Y[i]))
     walked = walk(
         model(),
-        ImageSet(torch.tensor(A[i]).reshape(-1, 1, 2, 2), torch.tensor(Y[i])),
+        data,
         task,
         ClientConfig(epochs=STEPS[i], lr=ETA, batch_size=100),
-        scaffold.rule(task),
+        scaffold.rule(task, data),
         rng=torch.Generator().manual_seed(i),
         device=torch.device("cpu"),
     )
-    extra = scaffold.up(task, walked)
+    extra = scaffold.up(task, walked, data)
     assert scaffold.wrong(extra) == ""
     return ClientUpdate(i, walked.params, len(A[i]), extra=extra)
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from feddgm_flwr.core.compiling import compiled as compiled_pass
+
 _ops = torch.ops.aten
 
 
@@ -170,10 +172,8 @@ class Normed:
 
 @cache
 def _compiled() -> type[Normed]:
-    # A kernel a shape, so that no result depends on the shapes that this process saw before.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     passes = ("forward", "backward", "forward_dot", "backward_dot")
-    kernels = {k: torch.compile(getattr(Normed, k), dynamic=False) for k in passes}
+    kernels = {k: compiled_pass(getattr(Normed, k)) for k in passes}
     return type("Compiled", (Normed,), kernels)
 
 

@@ -8,8 +8,8 @@ round and no other client, so jobs may run anywhere, in any order, with the same
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -32,7 +32,7 @@ from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.local import checkpoint_steps
-from feddgm_flwr.core.models import ConvNet
+from feddgm_flwr.core.models import SURROGATE, ConvNet
 from feddgm_flwr.core.params import Params, all_finite, squared_distance
 from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive, derive_seed
@@ -56,6 +56,8 @@ class Bench:
         The surrogate's architecture; its own weights are never read.
     chunk
         Images decoded at a time.
+    narrow
+        Name -> architecture of each narrower surrogate.
     spread
         Of the prior's samples, by channel; None where ``config.prior_weight`` is 0.
     """
@@ -66,7 +68,12 @@ class Bench:
     spec: ImageSpec
     chunk: int
     device: torch.device
+    narrow: Mapping[str, nn.Module] = field(default_factory=dict)
     spread: Float[Tensor, "c ..."] | None = None
+
+    def of(self, name: str) -> "Bench":
+        """Return the same with the student that the surrogate called ``name`` needs."""
+        return self if name == SURROGATE else replace(self, student=self.narrow[name])
 
     @property
     def num_classes(self) -> int:
@@ -89,6 +96,8 @@ class DistillJob:
     checkpoints
         The client's parameters at evenly spaced moments of its run, the end excluded: number j of
         C at the fraction j / (C + 1).
+    surrogate
+        Name of the surrogate whose trajectory it is.
     """
 
     partition_id: int
@@ -99,6 +108,7 @@ class DistillJob:
     images_per_class: dict[int, int]
     latents: Latents | None
     checkpoints: tuple[Params, ...] = ()
+    surrogate: str = SURROGATE
 
 
 @dataclass(frozen=True)
@@ -138,8 +148,10 @@ def distill_client(
     )
     path = waypoints(start, target, checkpoints, config.student_steps)
 
-    student = student_of(bench.student.to(device), config.precision, compiled=config.compile)
-    variables = _Variables(latents, bench)
+    student = student_of(
+        bench.of(job.surrogate).student.to(device), config.precision, compiled=config.compile
+    )
+    variables = Variables(latents, config, bench.num_classes, device, bench.spread)
     losses: list[float] = []
     stopped = ""
     budget = config.memory_budget_mb * 2**20
@@ -194,7 +206,7 @@ def starts(job: DistillJob, bench: Bench) -> Prior:
     """Return what new latents are drawn from: the prior, or the best of several of its samples."""
     if bench.config.candidates == 1:
         return bench.prior
-    model = bench.student.to(bench.device)
+    model = bench.of(job.surrogate).student.to(bench.device)
     target = {name: value.to(bench.device) for name, value in job.target.items()}
 
     def hold(images: Tensor) -> Tensor:
@@ -334,14 +346,20 @@ class _Decoded:
         return torch.cat(pulled)
 
 
-class _Variables:
+class Variables:
     """The tensors being optimised and their optimiser."""
 
-    def __init__(self, latents: Latents, bench: Bench) -> None:
-        config, num_classes, device = bench.config, bench.num_classes, bench.device
+    def __init__(
+        self,
+        latents: Latents,
+        config: DistillConfig,
+        num_classes: int,
+        device: torch.device,
+        spread: Tensor | None,
+    ) -> None:
         self.values = latents.values.to(device).clone().requires_grad_()
         self._origin = None if latents.origin is None else latents.origin.to(device)
-        self._spread = None if bench.spread is None else bench.spread.to(device)
+        self._spread = None if spread is None else spread.to(device)
         self._prior_weight = config.prior_weight
         self._hard = one_hot(latents.labels, num_classes).to(device, self.values.dtype)
         self._logits = (

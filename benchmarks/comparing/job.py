@@ -1,0 +1,155 @@
+"""A comparison from its command: prepare, plan, run what is left, report.
+
+Puts the other modules together and computes nothing itself.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from comparing import plots, tables, tuning
+from comparing.entries import Entry, roster
+from comparing.images import Prepared, prepared
+from comparing.presets import Preset, Said, division_name
+from comparing.store import Record, all_stored
+from comparing.units import Unit, comparison, grids
+from comparing.work import Progress, duration, run_all
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.data.datasets import spec_of
+from feddgm_flwr.files import write_atomically
+from feddgm_flwr.priors import build_prior
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is compared, on what, and where it is kept.
+
+    Attributes
+    ----------
+    committed
+        Where tuned settings are looked for after ``out``.
+    """
+
+    preset: Preset
+    division: Said
+    entries: list[Entry]
+    out: Path
+    committed: Path
+    data: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        preset: Preset,
+        division: Said,
+        *,
+        out: Path,
+        committed: Path,
+        data: Path | None,
+        prior: Path | None,
+        labels: Sequence[str] | None,
+    ) -> "Job":
+        """Return the job; rows that cannot be run are left out, with a line each."""
+        if prior is not None:
+            said = {**preset.said, "prior.path": str(prior.resolve())}
+            preset = replace(preset, said=said)
+        images = prepared(preset, "report", data, out / "data")
+        config = RunConfig.from_run_config({**preset.common, **images.said})
+        knows = build_prior(config.prior, spec_of(config.data)).conditional
+        entries = roster(wanted=labels, conditional=knows)
+        return cls(preset, division, entries, out, committed, data)
+
+    def tune(self, workers: int, *, only_list: bool) -> None:
+        """Choose settings by every row's grid, and record all that was tried."""
+        images = prepared(self.preset, "tuning", self.data, self.out / "data")
+        units = grids(self.preset, self.entries, images, self.division)
+        if only_list:
+            self._list(units)
+            return
+        done = self._run(units, workers)
+        about = {
+            "preset": self.preset.name,
+            "data": images.title,
+            "images": images.sizes,
+            "division": dict(self.division),
+            "rounds": max((unit.length for unit in units), default=0),
+        }
+        path = tuning.save(self.out, tuning.chosen(units, done), about)
+        logger.info("settings chosen: %s", path)
+
+    def compare(
+        self,
+        seeds: Sequence[int],
+        workers: int,
+        *,
+        untuned: bool,
+        only_list: bool,
+        only_report: bool,
+    ) -> None:
+        """Run what is left of a table, and make its tables and plots.
+
+        Raises
+        ------
+        ValueError
+            A row was not tuned.
+        """
+        tuned = tuning.settings_of([self.out, self.committed])
+        lacking = tuning.untuned(self.entries, tuned)
+        if lacking and not untuned:
+            raise ValueError(
+                f"every row must be tuned, and {lacking} are not; run --tune first, or say "
+                "--untuned"
+            )
+        images = prepared(self.preset, "report", self.data, self.out / "data")
+        units = comparison(self.preset, self.entries, images, self.division, seeds, tuned)
+        if only_list:
+            self._list(units)
+            return
+        done = all_stored(self.out, units) if only_report else self._run(units, workers)
+        records = [done[unit.name] for unit in units if unit.name in done]
+        if records:
+            self._report(records, images, seeds, lacking)
+
+    def _run(self, units: Sequence[Unit], workers: int) -> dict[str, Record]:
+        done = all_stored(self.out, units)
+        left = [unit for unit in units if unit.name not in done]
+        progress = Progress(units, done, workers)
+        logger.info("%d runs, %d done before", len(units), len(units) - len(left))
+        run_all(left, self.out, workers, progress)
+        return all_stored(self.out, units)
+
+    def _list(self, units: Sequence[Unit]) -> None:
+        done = all_stored(self.out, units)
+        for unit in units:
+            tried = ", ".join(f"{key} = {value}" for key, value in unit.tried.items())
+            state = f"done in {done[unit.name]['seconds']:.0f} s" if unit.name in done else "to do"
+            print(f"{unit.label}, seed {unit.seed} ({tried or 'as the preset says'}): {state}")
+        left = duration(Progress(units, done, 1).left_s())
+        print(f"{len(done)} of {len(units)} done; {left} left on one core")
+
+    def _report(
+        self, records: Sequence[Record], images: Prepared, seeds: Sequence[int], lacking: list[str]
+    ) -> None:
+        folder = self.out / division_name(self.division)
+        ceilings = [entry.label for entry in self.entries if entry.ceiling]
+        rows = tables.rows_of(records, ceilings)
+        title = self._title(images, seeds)
+        note = f"\nNot tuned: {', '.join(lacking)}.\n" if lacking else ""
+        table = tables.accuracy_table(rows)
+        parts = [f"# {title}\n", tables.EXPLAINED, table, note, tables.difference_table(rows)]
+        write_atomically(folder / "table.md", "\n".join(parts).encode())
+        whole = {"title": title, "division": dict(self.division), "runs": list(records)}
+        text = json.dumps(whole, separators=(",", ":"), allow_nan=False)
+        write_atomically(folder / "results.json", text.encode())
+        plots.draw_all(records, title, folder)
+        print(table)
+        logger.info("tables and plots: %s", folder)
+
+    def _title(self, images: Prepared, seeds: Sequence[int]) -> str:
+        sizes = f"{images.sizes['train']:,} + {images.sizes['test']:,} images"
+        how = division_name(self.division).replace("-", " ")
+        return f"{images.title}, {sizes}, {self.preset.clients} clients, {how}, seeds {seeds}"

@@ -1,0 +1,97 @@
+"""The experiments that the comparison knows: data, clients, rounds, and their common settings.
+
+Knows no method.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from feddgm_flwr.config import settings
+from feddgm_flwr.core.settings import Scalar
+
+Said = Mapping[str, Scalar]
+"""Dotted keys of a run config and their values."""
+
+OUR_PRIOR: Said = {"prior.kind": "pixel"}
+"""Where no prior of ours knows the classes: the images themselves are optimised."""
+CPU: Said = {"client.device": "cpu", "server.device": "cpu"}
+WHERE_KNOWN: Said = {"client.compile": True}
+"""Said where the version at hand has such a setting: it changes speed, not the method."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One experiment.
+
+    Attributes
+    ----------
+    source
+        Which images, as ``images`` knows them.
+    train
+        How many of the training images the clients own; 0 for all.
+    said
+        What all methods are told.
+    """
+
+    name: str
+    title: str
+    source: str
+    train: int
+    clients: int = 10
+    rounds: int = 10
+    said: Said = field(default_factory=dict)
+
+    @property
+    def common(self) -> dict[str, Scalar]:
+        """What every run is told, but for its data, seed and method."""
+        known = {key: value for key, value in WHERE_KNOWN.items() if key in settings()}
+        return {
+            "num-server-rounds": self.rounds,
+            "distill.engine": "serial",
+            "start.control": False,
+            **known,
+            **self.said,
+        }
+
+    def with_rounds(self, rounds: int | None) -> "Preset":
+        """Return the same experiment with other ``rounds``; None leaves them."""
+        return self if rounds is None else replace(self, rounds=rounds)
+
+
+GPU: Said = {"client.device": "auto", "server.device": "auto", "prior.kind": "autoencoder"}
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("mnist5k", "mnist5k", "mnist5k", 0, said=CPU),
+        Preset("fashion", "Fashion-MNIST, 10,000 images", "fashion", 10_000,
+               said={**CPU, **OUR_PRIOR}),
+        Preset("cifar10-small", "CIFAR-10, 10,000 images", "cifar10", 10_000,
+               said={**CPU, **OUR_PRIOR}),
+        Preset("cifar10-oneshot", "CIFAR-10, one round", "cifar10", 0, rounds=1,
+               said={**CPU, **OUR_PRIOR, "client.epochs": 200}),
+        Preset("hundred", "CIFAR-10, 100 clients, a tenth a round", "cifar10", 0, clients=100,
+               said={**CPU, **OUR_PRIOR, "rounds.fraction-train": 0.1}),
+        Preset("cifar10-paper", "CIFAR-10, the authors' settings", "cifar10", 0, rounds=20,
+               said={"recipe": "paper", **GPU, "prior.image-scale": 2}),
+        Preset("imagenette", "ImageNette at 128 pixels", "imagenette", 0,
+               said={**GPU, "surrogate.depth": 5, "surrogate.width": 128}),
+    )
+}  # fmt: skip
+"""Name -> experiment."""
+
+DIVISIONS = "data.partition", "data.alpha", "data.classes-per-client"
+
+
+def division(alpha: float, classes_per_client: int | None) -> dict[str, Scalar]:
+    """Return how the images are divided: by a Dirichlet draw, or some classes a client."""
+    if classes_per_client is None:
+        return {"data.partition": "dirichlet", "data.alpha": alpha}
+    return {"data.partition": "classes", "data.classes-per-client": classes_per_client}
+
+
+def division_name(said: Said) -> str:
+    """Return ``division``'s choice as a folder is named."""
+    if said["data.partition"] == "dirichlet":
+        return f"alpha-{said['data.alpha']:g}"
+    return f"classes-{said['data.classes-per-client']}"

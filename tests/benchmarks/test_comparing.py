@@ -1,0 +1,320 @@
+"""The comparison's parts against values worked out by hand, and its runs on a toy."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from comparing import tables, tuning
+from comparing.entries import ENTRIES, GRID, OURS, roster
+from comparing.images import divided, fingerprint
+from comparing.plots import curves, spread
+from comparing.presets import PRESETS, division, division_name
+from comparing.statistics import estimate, paired, winner
+from comparing.store import all_stored, keep, stored
+from comparing.units import Unit, still_so
+from comparing.work import run_unit
+from inprocess import rounds_of
+
+from feddgm_flwr import methods
+from feddgm_flwr.config import RunConfig
+
+T_4 = 2.7764451052
+"""The 97.5 % quantile of Student's t with 4 degrees of freedom, from a printed table."""
+
+
+# statistics
+
+
+def test_the_interval_of_five_values_is_students():
+    found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3.0
+    assert found.deviation == pytest.approx(math.sqrt(2.5))
+    assert found.half == pytest.approx(T_4 * math.sqrt(2.5 / 5))
+    assert found.low == pytest.approx(3 - 1.963243161)
+
+
+def test_one_seed_is_sure_of_nothing():
+    assert estimate([0.4]).half == math.inf
+    assert not estimate([0.4]).is_certain
+
+
+def test_differences_are_paired_by_seed_whatever_the_order():
+    ours, other = {0: 0.5, 1: 0.9, 2: 0.1}, {2: 0.0, 0: 0.4, 1: 0.8, 7: 1.0}
+    found = paired(ours, other)
+    assert found.count == 3
+    assert found.mean == pytest.approx(0.1)
+    assert found.half == pytest.approx(0, abs=1e-9)
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_a_winner_must_surely_lead_every_row():
+    sure = {0: 0.5, 1: 0.6, 2: 0.7}
+    behind = {0: 0.4, 1: 0.5, 2: 0.61}
+    unsure = {0: 0.6, 1: 0.5, 2: 0.6}  # differences -.1, .1, .1: the interval holds zero
+    assert winner({"a": sure, "b": behind}) == "a"
+    assert winner({"a": sure, "b": behind, "c": unsure}) == ""
+    assert winner({"a": sure, "diverged": {0: math.nan, 1: 0.9, 2: 0.9}}) == ""
+    assert winner({"a": sure, "b": behind, "diverged": dict.fromkeys(range(3), math.nan)}) == "a"
+
+
+# tables
+
+
+def record(label, seed, accuracies, *, diverged="", length=2, start=0.1):
+    rounds = [
+        {
+            "round": n,
+            "accuracy": {"surrogate": value},
+            "asked": 2,
+            "down": 2_000_000,
+            "up": 4_000_000,
+            "clients": {"wall": 9.0, "cpu": 3.0},
+            "server": {"wall": 9.0, "cpu": 0.5},
+        }
+        for n, value in enumerate(accuracies, 1)
+    ]
+    return {
+        "label": label,
+        "seed": seed,
+        "start": {"surrogate": start},
+        "rounds": rounds,
+        "length": length,
+        "diverged": diverged,
+    }
+
+
+TABLE = """\
+| method | r1 | r2 | MB | clients s | server s | seeds |
+| --- | --- | --- | --- | --- | --- | --- |
+| feddgm | 25.0 ± 7.1 | 45.0 ± 7.1 | 3 | 3 | 0.5 | 2 |
+| fedavg | 15.0 ± 7.1 | 30.0 ± 14.1 | 3 | 3 | 0.5 | 2 |
+| generator only | 10.0 ± 0.0 | 10.0 ± 0.0 | - | - | - | 2 |
+| moon | 5.0 ± 0.0 | diverged | 3 | 3 | 0.5 | 2 |
+| central (ceiling) | 90.0 ± 0.0 | 90.0 ± 0.0 | 3 | 3 | 0.5 | 2 |
+"""
+
+RECORDS = [
+    record(OURS, 0, [0.2, 0.4]),
+    record(OURS, 1, [0.3, 0.5]),
+    record("fedavg", 0, [0.1, 0.4]),
+    record("fedavg", 1, [0.2, 0.2]),
+    record("generator only", 0, [], length=0, start=0.1),
+    record("generator only", 1, [], length=0, start=0.1),
+    record("moon", 0, [0.05, 0.05]),
+    record("moon", 1, [0.05], diverged="infinite"),
+    record("central", 0, [0.9, 0.9]),
+    record("central", 1, [0.9, 0.9]),
+]
+
+
+def test_bold_is_the_highest_mean_that_surely_leads():
+    # Ours leads the generator alone by 10 and 20 points: at two seeds that holds zero.
+    rows = tables.rows_of(RECORDS, ceilings=["central"])
+    assert tables.accuracy_table(rows) == TABLE
+    pair = tables.rows_of(RECORDS[:4])
+    assert "| feddgm | **25.0** ± 7.1 | 45.0 ± 7.1 |" in tables.accuracy_table(pair)
+
+
+def test_differences_say_none_where_the_interval_holds_zero():
+    lines = tables.difference_table(tables.rows_of(RECORDS[:4])).splitlines()
+    assert lines[0] == "| feddgm minus | r1 | r2 |"
+    # 0 and 30 points at two seeds: 15 +- 12.7062 * 21.2132 / sqrt(2).
+    assert lines[2] == "| fedavg | +10.0 [10.0, 10.0] | none: +15.0 [-175.6, 205.6] |"
+
+
+def test_a_curve_ends_where_a_run_diverged_and_adds_up_what_was_spent():
+    ours, moon = curves([*RECORDS[:2], *RECORDS[6:8]], "client_seconds")
+    assert ours.x == (0.0, 3.0, 6.0)
+    assert [e.mean for e in ours.y] == pytest.approx([10.0, 25.0, 45.0])
+    assert moon.x == (0.0, 3.0)
+
+
+def test_names_are_moved_apart_and_keep_their_order():
+    heights = spread({"a": 0.5, "b": 0.5, "c": 0.9}, gap=0.1)
+    assert heights["b"] - heights["a"] >= 0.1 - 1e-12
+    assert heights["c"] > heights["b"]
+    assert sum(heights.values()) == pytest.approx(1.9)
+
+
+# presets, rows, images
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_valid_config_of_every_row(name, tmp_path):
+    preset = PRESETS[name]
+    said = {**preset.common, **division(0.5, None)}
+    if said.get("prior.kind") == "autoencoder":
+        said["prior.path"] = str(tmp_path)
+    for entry in roster(wanted=None, conditional=True):
+        for tried in entry.grid or ({},):
+            config = RunConfig.from_run_config({**said, **tried, "data.partition": "dirichlet",
+                                                **{k: v for k, v in entry.wanted.items()
+                                                   if k != "data.partition"}})  # fmt: skip
+            assert config.method == entry.method
+
+
+def test_every_grid_is_of_one_size():
+    tuned = [e for e in ENTRIES if e.rounds and not e.tuned_as]
+    assert {len(e.grid) for e in tuned} == {GRID}
+    assert len({e.label for e in ENTRIES}) == len(ENTRIES)
+
+
+def test_rows_of_unknown_methods_are_left_out_and_unknown_labels_refused():
+    labels = [e.label for e in roster(wanted=None, conditional=False)]
+    assert "fedavg" in labels
+    assert "generator only" not in labels
+    assert all(e.method in methods.names() for e in roster(wanted=None, conditional=True))
+    with pytest.raises(ValueError, match="fedavgg"):
+        roster(wanted=["fedavgg"], conditional=True)
+
+
+def test_divisions_have_names():
+    assert division_name(division(0.05, None)) == "alpha-0.05"
+    assert division_name(division(0.1, 2)) == "classes-2"
+
+
+def numbered(n):
+    return np.arange(n).reshape(n, 1, 1, 1), np.arange(n)
+
+
+def test_tuning_sees_neither_the_clients_images_nor_the_test_images():
+    (report, test), (tuning_part, validation) = divided(numbered(6000), numbered(7), 400)
+    parts = [set(pair[1].tolist()) for pair in (report, tuning_part, validation)]
+    assert [len(p) for p in parts] == [400, 400, 5000]
+    assert len(set.union(*parts)) == 5800
+    assert len(test[1]) == 7
+    order = np.random.default_rng(2026).permutation(6000)
+    assert report[1].tolist() == order[:400].tolist()
+
+
+def test_where_all_images_are_reported_on_a_tenth_is_held_out():
+    (report, _), (tuning_part, validation) = divided(numbered(50_000), numbered(7), 0)
+    assert len(report[1]) == 50_000
+    assert len(validation[1]) == 5000
+    assert not set(validation[1]) & set(tuning_part[1])
+    with pytest.raises(ValueError, match="whole data set"):
+        divided(numbered(100), numbered(7), 40)
+
+
+def test_a_fingerprint_is_of_content():
+    arrays = {"a": np.arange(6), "b": np.zeros(2)}
+    assert fingerprint(arrays) == fingerprint(dict(reversed(arrays.items())))
+    assert fingerprint(arrays) != fingerprint({**arrays, "a": np.arange(6)[::-1]})
+
+
+# runs
+
+
+@pytest.fixture
+def unit(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    images = (labels[:, None, None, None] * 120 + rng.integers(0, 80, (40, 16, 16, 1))).astype(
+        np.uint8
+    )
+    np.savez(tmp_path / "toy.npz", train_images=images, train_labels=labels,
+             test_images=images, test_labels=labels)  # fmt: skip
+    said = {
+        "method": "fedavgm",
+        "num-server-rounds": 3,
+        "seed": 5,
+        "data.name": "npz",
+        "data.root": str(tmp_path / "toy.npz"),
+        "data.class-names": "dark,light",
+        "data.channels": 1,
+        "data.image-size": 16,
+        "data.partition": "iid",
+        "client.epochs": 1,
+        "client.device": "cpu",
+        "server.device": "cpu",
+        "surrogate.width": 4,
+        "surrogate.depth": 2,
+    }
+    return Unit(label="fedavgm", seed=5, clients=2, said=said, fingerprint="toy")
+
+
+def numbers(found):
+    return [(r["round"], r["accuracy"], r["down"], r["up"]) for r in found["rounds"]]
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(unit, tmp_path, monkeypatch):
+    whole = run_unit(unit, tmp_path / "whole")
+    assert [r["round"] for r in whole["rounds"]] == [1, 2, 3]
+    assert whole["finished"]
+
+    asked = []
+
+    def cut_after_two(*args, **options):
+        for done in rounds_of(*args, **options):
+            asked.append(done.number)
+            if done.number == 3 and len(asked) == 4:
+                raise KeyboardInterrupt
+            yield done
+
+    monkeypatch.setattr("comparing.work.rounds_of", cut_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        run_unit(unit, tmp_path / "cut")
+    assert stored(tmp_path / "cut", unit) is None
+    again = run_unit(unit, tmp_path / "cut")
+    assert asked == [0, 1, 2, 3, 3]
+    assert numbers(again) == numbers(whole)
+    assert again["start"] == whole["start"]
+    assert stored(tmp_path / "cut", unit) == again
+    assert not list((tmp_path / "cut" / "partial").iterdir())
+
+
+def test_bytes_are_those_of_the_messages(unit, tmp_path):
+    # normalised 1 -> 4 -> 4 channels, 4 x 4 pixels, 2 classes: 40 + 8 + 148 + 8 + 130 numbers.
+    found = run_unit(unit, tmp_path)["rounds"][0]
+    parameters = 4 * (4 * 9 + 4 + 8 + 4 * 4 * 9 + 4 + 8 + 2 * 4 * 16 + 2)
+    assert parameters * 2 < found["down"] < parameters * 2 + 2 * 2000
+    # num-examples, partition-id, train-loss and seconds of each client, less its server-round.
+    assert found["up"] > found["down"]
+
+
+def test_a_diverged_run_is_a_result(unit, tmp_path):
+    wild = Unit(**{**vars(unit), "said": {**unit.said, "client.lr": 1e30}})
+    found = run_unit(wild, tmp_path)
+    assert found["finished"]
+    assert "finite" in found["diverged"]
+    assert math.isnan(tables.accuracy_at(found, "surrogate", 3))
+    assert tuning.score(found) == -math.inf
+
+
+def test_a_stored_run_is_of_todays_settings(unit, tmp_path):
+    then = {"config": dict(unit.resolved)}
+    assert still_so(then, unit)
+    del then["config"]["client.momentum"]  # a setting that came later
+    assert still_so(then, unit)
+    assert not still_so({"config": {**then["config"], "client.batch-size": 7}}, unit)
+    # Another method's settings are not read, and a path is no number.
+    assert not {"scaffold.server-lr", "distill.iterations", "data.root"} & set(unit.resolved)
+    keep(tmp_path, unit, then)
+    assert all_stored(tmp_path, [unit]) == {unit.name: then}
+
+
+def test_names_of_units_differ_by_what_they_are_told(unit):
+    moved = Unit(**{**vars(unit), "said": {**unit.said, "data.root": "/elsewhere"}})
+    other = Unit(**{**vars(unit), "said": {**unit.said, "client.lr": 0.3}})
+    assert moved.name == unit.name != other.name
+    assert Unit(**{**vars(unit), "fingerprint": "another"}).name != unit.name
+
+
+def test_tuning_chooses_the_highest_mean_and_records_all(unit, tmp_path):
+    tried = [{"client.lr": r} for r in (0.1, 0.2, 0.3)]
+    units = [Unit(**{**vars(unit), "said": {**unit.said, **t}, "tried": t}) for t in tried]
+    reached = [record("fedavgm", 5, a, diverged=d) for a, d in
+               (([0.5, 0.5], ""), ([0.3, 0.8], ""), ([0.9], "infinite"))]  # fmt: skip
+    records = {u.name: r for u, r in zip(units, reached, strict=True)}
+    found = tuning.chosen(units, records)["fedavgm"]
+    assert found["chosen"] == {"client.lr": 0.2}
+    assert [row["score"] for row in found["grid"]] == [0.5, 0.55, None]
+    tuning.save(tmp_path, {"fedavgm": found}, {"preset": "toy"})
+    tuning.save(tmp_path, {"fedavg": found}, {"preset": "toy"})
+    assert tuning.settings_of([tmp_path / "none", tmp_path]) == {
+        "fedavgm": {"client.lr": 0.2},
+        "fedavg": {"client.lr": 0.2},
+    }
+    assert json.loads((tmp_path / "tuned.json").read_text())["seed"] == 100
+    assert tuning.chosen(units, dict(list(records.items())[:2])) == {}
