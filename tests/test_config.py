@@ -553,7 +553,8 @@ def test_the_method_decides_the_start_unless_it_is_said(method, weights, makes_i
 def test_a_resumed_run_may_change_these_alone():
     assert may_differ() == {
         *("out-dir", "resume", "data.root", "data.download"),
-        *("start.control", "prior.path", "prior.subfolder"),
+        *("start.control", "prior.path", "prior.subfolder", "prior.sample-batch"),
+        *("prior.bank-folder", "server.fidelity-data"),
         *("distill.memory-budget-mb", "distill.engine", "distill.workers"),
         *("distill.ray-address", "distill.ray-gpus"),
         *("rounds.min-clients", "rounds.node-wait-s", "rounds.timeout-s"),
