@@ -80,6 +80,7 @@ def federate(
             emit=log.emit,
             score=side.scorer,
             show=draw_round(folder, spec, log.emit, sprites),
+            judge=side.judge,
         )
         keeper.meet(grid)
         draw_owners(config, spec, keeper.roster.num_partitions, folder)

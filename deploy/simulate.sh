@@ -5,11 +5,12 @@
 #
 # Logs and Flower's state go to WORKDIR; set out-dir for the run folder. Exits with 0 only if the
 # run completed. CLIENT_CPUS (1) and CLIENT_GPUS (0) are what each simulated client takes;
-# START_WAIT_S (180) is how long a server may take to answer its first call.
+# START_WAIT_S (180) is how long a server may take to answer its first call. RAY_DASHBOARD=8265 shows
+# Ray's own page at that port (it needs: pip install 'ray[default]', of the version that is installed).
 set -euo pipefail
 
 if (($# < 2)); then
-  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 WORK=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -33,14 +34,17 @@ TOML
 # yet or a machine that is busy. So it is started here, where a second try costs no run.
 # Ray hands the path of Python to a shell as it is: one with a blank gets another name.
 launch_ray() {
-  local python
+  local python page=(--include-dashboard=false)
+  if [[ -n ${RAY_DASHBOARD:-} ]]; then
+    page=(--include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="$RAY_DASHBOARD")
+  fi
   python=$(python -c 'import sys; print(sys.executable)')
   if [[ $python == *" "* ]]; then
     ln -sfn "$(dirname "$(dirname "$python")")" "$RAY_TMPDIR/python"
     python=$RAY_TMPDIR/python/bin/$(basename "$python")
   fi
   start "$WORK/ray.log" "$python" -m ray.scripts.scripts start --head --block --node-ip-address=127.0.0.1 --port="$GCS" \
-    --ray-client-server-port="$RAY_CLIENT" --include-dashboard=false --temp-dir="$RAY_TMPDIR/ray"
+    --ray-client-server-port="$RAY_CLIENT" "${page[@]}" --temp-dir="$RAY_TMPDIR/ray"
   RAY_PID=$!
 }
 

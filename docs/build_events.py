@@ -19,7 +19,8 @@ line has `v` (the version of this format, {SCHEMA}), `time` (seconds since the e
 `round` (0 before the first), and then the fields of its kind. Within a version, kinds and fields
 are added, never renamed or removed: a reader ignores those that it does not know. A number that is
 NaN or infinite is `null`; a scalar is a boolean, a number or a string. A crash may cut a line; what
-goes on after it begins on a new one.
+goes on after it begins on a new one. `flwr_dashboard.watched.Watched` writes the same of any Flower
+strategy (docs/dashboard.md).
 
 ```json
 {{"v": {SCHEMA}, "time": 1.76e9, "kind": "phase-end", "round": 3, "phase": "learn", "seconds": 8.5}}

@@ -21,11 +21,13 @@ from feddgm_flwr.core.distillation.engine import (
     SerialEngine,
     default_workers,
 )
+from feddgm_flwr.core.distillation.nearness import spread_of
 from feddgm_flwr.core.distillation.progress import Gallery
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.learning import Learner, Learners
 from feddgm_flwr.core.models import SURROGATE, build_global_model, build_surrogate
+from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.start import fresh_state, taught_by_prior
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.events import Emit
@@ -94,14 +96,18 @@ def build_bench(
 ) -> Bench:
     """Return what every client's distillation shares."""
     distill = replace(config.distill, augment=fitting(config.distill.augment, flip=spec.flip))
+    prior = build_prior(config.prior, spec, device).to(device)
+    rng = derive(config.seed, "prior-spread")
+    spread = spread_of(prior, spec.num_classes, rng=rng) if distill.prior_weight else None
     return Bench(
         learners.surrogate.module,
-        build_prior(config.prior, spec).to(device),
+        prior,
         distill,
         spec,
         config.prior.chunk,
         device,
         {name: learner.module for name, learner in learners.narrow.items()},
+        spread,
     )
 
 

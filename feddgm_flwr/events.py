@@ -388,6 +388,8 @@ class RoundEnd(Event):
     Of a watched strategy, what it made of the clients' metrics."""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Further measures, each model -> value (`core/evaluation.py`)."""
+    fidelity: Mapping[str, float] | None = None
+    """How real the round's images look to the judge: `in-class`, `nearest`; null without one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ BASELINES = [
     "fednova",
     "fedrs",
     "fedlc",
+    "moon",
     "fedavgm",
     "fedadam",
     "fedyogi",

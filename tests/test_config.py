@@ -53,7 +53,7 @@ def under(key: str) -> dict[str, object]:
     said = {switch: allowed[0] for switch, allowed in ONLY[key].items()}
     if said.get("data.name") in OWN:
         said["data.class-names"] = "cat,dog"
-    if said.get("prior.kind") == "autoencoder":
+    if said.get("prior.kind") in ("autoencoder", "pipeline"):
         said["prior.path"] = "hub/id"
     return {k: v for k, v in said.items() if k != key}
 
@@ -157,10 +157,10 @@ def test_an_automatic_recipe_is_ours():
     assert build(recipe="auto").recipe == "feddgm"
 
 
-def test_auto_is_a_device_of_its_own():
+def test_auto_is_a_device_and_a_prior_of_its_own():
     assert (build().client.device, build(server__device="auto").server.device) == (AUTO, AUTO)
     assert [k for k, default in DEFAULTS.items() if default == AUTO] == [
-        *("client.device", "server.device")
+        *("client.device", "prior.kind", "server.device")
     ]
 
 
@@ -232,10 +232,10 @@ def test_a_recipe_says_only_what_is_of_the_type_and_differs_from_the_default():
         assert value != DEFAULTS[key], key
 
 
-@pytest.mark.parametrize("kind", ["glyphs", "autoencoder", "pixel"])
+@pytest.mark.parametrize("kind", ["auto", "glyphs", "autoencoder", "pipeline", "pixel"])
 @pytest.mark.parametrize("method", methods.names())
 def test_the_paper_recipe_builds_for_every_method_and_prior(method, kind):
-    path = {"prior.path": "hub/id"} if kind == "autoencoder" else {}
+    path = {"prior.path": "hub/id"} if kind in ("autoencoder", "pipeline") else {}
     said = {"recipe": "paper", "method": method, "prior.kind": kind, **path}
     config = RunConfig.from_run_config(said)
     assert config.flat() == {**DEFAULTS, **recipe_values(), **said}
@@ -423,6 +423,26 @@ UNREAD = [
     ({"prior.kind": "pixel"}, "prior.feature-block", 1),
     ({"prior.kind": "pixel"}, "prior.image-scale", 2),
     ({}, "prior.image-scale", 2),
+    ({}, "prior.feature-block", 1),
+    ({}, "prior.pixel-start", "grey"),
+    ({"prior.kind": "glyphs"}, "prior.pixel-start", "smooth"),
+    ({"prior.kind": "glyphs"}, "prior.revision", "main"),
+    *[
+        ({"prior.kind": "autoencoder", "prior.path": "hub/id"}, f"prior.{name}", value)
+        for name, value in (
+            ("decoder", "hub/id"),
+            ("words", "cat,dog"),
+            ("prompt", "{class}"),
+            ("negative-prompt", "blur"),
+            ("guidance", 2.0),
+            ("steps", 5),
+            ("sample-size", 64),
+            ("sample-batch", 1),
+            ("sample-seed", 1),
+            ("per-class", 5),
+            ("bank-folder", "/banks"),
+        )
+    ],
     ({"data.partition": "iid"}, "data.alpha", 0.5),
     ({"data.partition": "classes"}, "data.alpha", 0.5),
     ({"data.partition": "iid"}, "data.min-examples", 1),
@@ -534,7 +554,8 @@ def test_the_method_decides_the_start_unless_it_is_said(method, weights, makes_i
 def test_a_resumed_run_may_change_these_alone():
     assert may_differ() == {
         *("out-dir", "resume", "data.root", "data.download"),
-        *("start.control", "prior.path", "prior.subfolder"),
+        *("start.control", "prior.path", "prior.subfolder", "prior.sample-batch"),
+        *("prior.bank-folder", "server.fidelity-data"),
         *("distill.memory-budget-mb", "distill.engine", "distill.workers"),
         *("distill.ray-address", "distill.ray-gpus"),
         *("rounds.min-clients", "rounds.node-wait-s", "rounds.timeout-s"),

@@ -78,7 +78,9 @@ def test_values_are_written_as_a_config_file_says_them(rows):
 
 def test_what_is_read_only_under_another_setting_says_so(rows):
     assert rows["data.alpha"][4].endswith('Read only under `data.partition` = `"dirichlet"`.')
-    assert rows["prior.path"][4].endswith('under `prior.kind` = `"autoencoder"` or `"glyphs"`.')
+    assert rows["prior.path"][4].endswith(
+        '`"autoencoder"` or `"auto"` or `"glyphs"` or `"pipeline"`.'
+    )
 
 
 def test_a_resumable_key_is_marked(rows):

@@ -15,6 +15,7 @@ from feddgm_flwr.core.distillation.distill import (
     waypoints,
 )
 from feddgm_flwr.core.params import all_finite
+from feddgm_flwr.core.synthetic import LOGIT_SCALE
 
 
 def result(progress=None, **overrides):
@@ -106,8 +107,9 @@ def test_soft_labels_are_learned_and_stay_probabilities():
     torch.testing.assert_close(soft.targets.sum(1), torch.ones(len(soft.targets)))
     assert set(hard.targets.unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(soft.latents.label_logits.argmax(1), torch.zeros(4))
-    start = result(distill__labels="soft", distill__iterations=0)
-    assert not torch.equal(soft.targets, start.targets)
+    start = (LOGIT_SCALE * hard.targets).softmax(1)
+    assert soft.targets.shape == start.shape
+    assert not torch.equal(soft.targets, start)
 
 
 def test_student_learning_rate_is_learned_or_fixed():
@@ -190,10 +192,38 @@ def test_progress_is_told_at_every_iteration():
 
 def test_a_last_step_that_leaves_nothing_finite_is_taken_back():
     """With the student's rate under SGD it can run away; the next round would begin from NaN."""
-    server = toy.server(
-        distill__optimizer="sgd", distill__student_lr_lr=1e38, distill__iterations=1
+    server = toy.under(
+        toy.server(distill__optimizer="sgd", distill__student_lr_lr=1e38, distill__iterations=1),
+        toy.Telling(),
     )
     state, updates = toy.federation(server)
     result = distill_client(distill_job(updates[0], state, server.shop), server.shop.bench)
     assert all_finite(vars(result.latents))
     assert torch.isfinite(result.images).all()
+
+
+@pytest.mark.parametrize("still", [{"distill__iterations": 0}, {"distill__latent_lr": 0.0}])
+def test_bare_samples_count_as_pictures_only_of_a_prior_that_knows_the_classes(still):
+    server = toy.server(**still)
+    state, updates = toy.federation(server)
+    job = distill_job(updates[0], state, server.shop)
+    unknowing = distill_client(job, server.shop.bench)
+    assert len(unknowing.images) == 0
+    assert unknowing.latents is None
+    assert "bare samples of a prior that knows no class" in unknowing.report.stopped
+    telling = distill_client(job, toy.under(server, toy.Telling()).shop.bench)
+    assert len(telling.images) == 4
+
+
+def test_latents_of_a_former_round_are_no_bare_samples():
+    server = toy.server(distill__warm_iterations=0)
+    state, updates = toy.federation(server)
+    job = distill_job(updates[0], state, server.shop)
+    former = distill_client(job, server.shop.bench)
+    again = distill_client(dataclasses.replace(job, latents=former.latents), server.shop.bench)
+    assert torch.equal(again.images, former.images)
+    fewer = {0: 1, 1: 2}
+    part = distill_client(dataclasses.replace(job, images_per_class=fewer), server.shop.bench)
+    more = distill_client(dataclasses.replace(job, latents=part.latents), server.shop.bench)
+    assert len(more.images) == 0  # the new one would be a bare sample
+    assert more.latents is part.latents

@@ -37,6 +37,17 @@ def deploy(script, folder, *overrides, env=None):
     return ended, json.loads(result.read_text()) if result.exists() else None
 
 
+def told(folder):
+    """Return whose replies to training were told when they came, round by round."""
+    lines = (folder / "run" / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    came = [e for e in events if e["kind"] == "reply-arrived" and e["phase"] == "clients"]
+    waits = {e["round"]: e["time"] for e in events
+             if e["kind"] == "phase-end" and e["phase"] == "clients"}  # fmt: skip
+    assert all(e["time"] < waits[e["round"]] and e["seconds"] > 0 for e in came)
+    return sorted((e["round"], e["partition_id"]) for e in came)
+
+
 def numbers(result):
     return [(r["accuracy"], r["loss"], r["replies"]) for r in result["rounds"]]
 
@@ -84,6 +95,7 @@ def test_a_deployment_with_keys_gives_the_numbers_of_the_simulation(simulated, t
     ended, result = deploy("local.sh", tmp_path, engine, env=PROXY)
     assert ended.returncode == 0, ended.stdout[-5000:]
     assert numbers(result) == numbers(simulated[1])
+    assert told(tmp_path) == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from feddgm_flwr.core.images import ImageSpec
-from feddgm_flwr.core.models import SurrogateConfig, build_surrogate, initialise
+from feddgm_flwr.core.models import ConvNet, SurrogateConfig, build_surrogate, initialise
 from feddgm_flwr.core.params import Params, params_of
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import (
@@ -25,6 +25,7 @@ from feddgm_flwr.core.training import (
     train,
     weighted_loss,
 )
+from feddgm_flwr.methods.moon import contrastive_loss
 
 
 def config(**said) -> TrainConfig:
@@ -204,19 +205,31 @@ def shifted(shift: torch.Tensor) -> Rule:
     return Rule(objective=objective)
 
 
+def net(seed: int) -> ConvNet:
+    spec = ImageSpec(3, 16, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+    made = build_surrogate(SurrogateConfig(depth=2, width=8), spec)
+    initialise(made, rng=derive(seed, "weights"))
+    return made
+
+
+def contrastive(i: int) -> Rule:
+    received, previous = params_of(net(10 + i)), params_of(net(20 + i))
+    loss = contrastive_loss(received, previous, mu=1.0, temperature=0.5)
+    return Rule(objective=loss)
+
+
 def compare_compiled() -> None:
     counted = torch._dynamo.utils.counters["stats"]
     sizes = (22, 20, 27, 5)  # of clients: with a smaller last batch, without, less than a batch
     rules = [[PLAIN] * 4, [shifted(torch.rand(10, generator=derive(i, "s"))) for i in range(4)]]
+    rules.append([contrastive(i) for i in range(4)])
     for kind, ruled in enumerate(rules):
         for client, (n, rule) in enumerate(zip(sizes, ruled, strict=True)):
             rng = derive(client, "data")
             images, labels = torch.rand(n, 3, 16, 16, generator=rng), torch.arange(n) % 10
             ends = []
             for compile in (False, True):
-                spec = ImageSpec(3, 16, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
-                m = build_surrogate(SurrogateConfig(depth=2, width=8), spec)
-                initialise(m, rng=derive(client, "weights"))
+                m = net(client)
                 how = config(epochs=1, lr=0.05, batch_size=10)
                 loss = train(m, images, labels, how, rng=derive(0, "t"), rule=rule, compile=compile)
                 ends.append({"loss": torch.tensor(loss), **params_of(m)})

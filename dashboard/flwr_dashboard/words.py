@@ -153,7 +153,7 @@ def _run_end(r: Record) -> str:
 def _reply(r: Record) -> str:
     loss = f", loss {decimal(number(r, 'train_loss'))}" if number(r, "train_loss") else ""
     spent = f", {duration(number(r, 'seconds'))}" if number(r, "seconds") is not None else ""
-    return f"{_who(r)}: {whole(r, 'num_examples')} images{loss}{spent}"
+    return f"{_who(r)}: {whole(r, 'num_examples')} examples{loss}{spent}"
 
 
 def _arrived(r: Record) -> str:

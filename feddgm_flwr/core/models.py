@@ -166,6 +166,11 @@ def build_surrogate(config: SurrogateConfig, spec: ImageSpec) -> ConvNet:
     return ConvNet(config, spec)
 
 
+def extractor(model: nn.Module) -> nn.Module:
+    """Return all of a surrogate but its last layer, the classifier: the same layers."""
+    return nn.Sequential(OrderedDict(list(model.named_children())[:-1]))
+
+
 def build_global_model(name: str, spec: ImageSpec, surrogate: SurrogateConfig) -> nn.Module:
     """Return a larger model for the synthetic union.
 

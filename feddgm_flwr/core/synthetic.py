@@ -34,12 +34,15 @@ class Latents:
         Learned soft labels, or None for one-hot ones.
     student_lr
         Learned learning rate of the student (eta).
+    origin
+        Where the prior put the values, or None where nothing ties them to it.
     """
 
     values: Float[Tensor, "n ..."]
     labels: Int[Tensor, " n"]
     label_logits: Float[Tensor, "n k"] | None
     student_lr: float
+    origin: Float[Tensor, "n ..."] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,15 @@ def fresh_latents(
     """Return samples of the prior, class by class; soft labels start near one-hot."""
     each = [c for c, n in sorted(images_per_class.items()) for _ in range(n)]
     labels = torch.tensor(each, dtype=torch.long)
+    values = prior.sample(labels, rng=rng)
     return Latents(
-        values=prior.sample(labels, rng=rng),
+        values=values,
         labels=labels,
         label_logits=(
             LOGIT_SCALE * one_hot(labels, num_classes).float() if config.labels == "soft" else None
         ),
         student_lr=config.student_lr,
+        origin=values if config.prior_weight else None,
     )
 
 
@@ -132,10 +137,11 @@ def extend_latents(
     return Latents(
         values=torch.cat([old.values, new.values]),
         labels=torch.cat([old.labels, new.labels]),
-        label_logits=(
-            None
-            if old.label_logits is None or new.label_logits is None
-            else torch.cat([old.label_logits, new.label_logits])
-        ),
+        label_logits=_joined(old.label_logits, new.label_logits),
         student_lr=old.student_lr,
+        origin=_joined(old.origin, new.origin),
     )
+
+
+def _joined(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    return None if old is None or new is None else torch.cat([old, new])

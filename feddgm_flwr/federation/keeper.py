@@ -25,8 +25,10 @@ from flwr.serverapp.strategy import Strategy
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.engine import threads
+from feddgm_flwr.core.fidelity import Judge
 from feddgm_flwr.core.local import Task
-from feddgm_flwr.core.params import all_finite
+from feddgm_flwr.core.models import SURROGATE
+from feddgm_flwr.core.params import all_finite, weighted_mean
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import DistillReport, RoundReport, ServerState
 from feddgm_flwr.core.telling import phase
@@ -34,6 +36,7 @@ from feddgm_flwr.events import Emit, Phase, PhaseEnd, Reply, RoundEnd, Scored
 from feddgm_flwr.federation import checkpoint, messages
 from feddgm_flwr.federation.roster import Roster
 from feddgm_flwr.federation.sampling import sampled
+from feddgm_flwr.federation.scoring import falls_behind
 from feddgm_flwr.federation.screening import Screened, screen
 from feddgm_flwr.federation.telling import Teller
 from feddgm_flwr.methods.halves import ServerHalf
@@ -102,6 +105,8 @@ class RoundKeeper(Strategy):
         The run folder; gets ``result.json`` and the checkpoint after every round.
     show
         Draws a round's distilled images.
+    judge
+        Measures how real they look; None where there is nothing to judge by.
     """
 
     def __init__(
@@ -120,12 +125,14 @@ class RoundKeeper(Strategy):
         emit: Emit,
         score: Score,
         show: Show,
+        judge: Judge | None = None,
     ) -> None:
         self._config, self._half, self._num_classes = config, half, num_classes
         self.state, self.results, self._prior = state, results, prior
         self._out_dir, self._emit, self._score, self._show = out_dir, emit, score, show
         self._tell = Teller(emit)
         self._tell.round = state.server_round
+        self._judge = judge
         self.roster = Roster(
             min_clients=config.rounds.min_clients,
             wait_s=config.rounds.node_wait_s,
@@ -327,6 +334,7 @@ class RoundKeeper(Strategy):
             self.results.initial = scores
             self.results.save(self._out_dir)
         else:
+            self._compare_with_mean(scores)
             self._record(scores)
         return MetricRecord({k: float(v) for k, v in scores.accuracy.items()})
 
@@ -350,6 +358,7 @@ class RoundKeeper(Strategy):
             },
             federated=now.federated,
             distilled=[figures(report) for report in reports],
+            fidelity=self._fidelity(),
         )
         self.results.rounds.append(done)
         with phase("save", now.number, self._emit):
@@ -361,6 +370,28 @@ class RoundKeeper(Strategy):
         # How each client was distilled has events of its own.
         told = {name: value for name, value in asdict(done).items() if name != "distilled"}
         self._emit(RoundEnd(**told, kept=now.kept, eta_s=self._left_s()))
+
+    def _fidelity(self) -> dict[str, float] | None:
+        report = self._round.report
+        if self._judge is None or report is None or not len(report.fresh):
+            return None
+        return self._judge(report.fresh)
+
+    def _compare_with_mean(self, scores: Scores) -> None:
+        """Warn where the first round's images made less of the replies than their mean is."""
+        now = self._round
+        assert now.screened is not None
+        updates = [u for u in now.screened.updates if u.surrogate == SURROGATE]
+        told = now.number == 1 and now.report is not None and scores.accuracy
+        if not told or not updates or not self._half.takes_params:
+            return
+        mean = weighted_mean([u.params for u in updates], [u.num_examples for u in updates])
+        with threads(self._threads):
+            plain = self._score(replace(self.state, surrogate=mean, narrow={}, global_models={}))
+        control = self.results.generator_only.get("accuracy", {}).get(SURROGATE)
+        reached = (scores.accuracy[SURROGATE], plain.accuracy[SURROGATE], control)
+        if said := falls_behind(*reached):
+            logger.warning("%s", said)
 
     def _checkpoint(self) -> None:
         checkpoint.save(

@@ -1,4 +1,7 @@
-"""Accuracy and loss of every model on the server's own test images, where it has some."""
+"""Accuracy and loss of every model on the server's own test images, where it has some.
+
+And what they say of the prior: whether the first round's images cost accuracy.
+"""
 
 from collections.abc import Mapping
 
@@ -9,6 +12,29 @@ from feddgm_flwr.core.evaluation import evaluate
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.monitoring.results import Scores
+
+MARGIN = 0.01
+"""Of accuracy; by less the images' model may fall behind the plain mean without a word."""
+
+
+def falls_behind(images: float, mean: float, control: float | None) -> str:
+    """Return a warning where learning from images gave less than the plain mean of the replies.
+
+    Parameters
+    ----------
+    images, mean
+        Accuracy of the surrogate after the first round, and of the mean of its replies.
+    control
+        Accuracy that the prior alone teaches, if known.
+    """
+    if images >= mean - MARGIN:
+        return ""
+    alone = "" if control is None else f" (the prior alone teaches {100 * control:.1f} %)"
+    return (
+        f"the images cost accuracy: the surrogate scores {100 * images:.1f} % after round 1, the "
+        f"plain mean of the clients' replies {100 * mean:.1f} %{alone}; try another prior.kind, a "
+        "bank of public pictures (feddgm-pretrain --autoencoder), or a larger union.aggregate-share"
+    )
 
 
 class Scorer:

@@ -13,12 +13,14 @@ import torch
 from feddgm_flwr.build import Tools, build_tools, control_state, first_state
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.progress import Gallery
+from feddgm_flwr.core.fidelity import Judge
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.start import fresh_state
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.events import ControlScored, Emit, RunStart
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.facts import facts
+from feddgm_flwr.federation.judging import appoint
 from feddgm_flwr.federation.scoring import Scorer
 from feddgm_flwr.federation.server_data import server_images
 from feddgm_flwr.methods.halves import ServerHalf, method_of
@@ -40,6 +42,8 @@ class ServerSide:
     num_threads
         CPU threads of the server's own computing; they decide its last bits, so a run keeps the
         number that it began with.
+    judge
+        Measures how real distilled images look; None where the server has no data for it.
     taught
         The models that the prior taught for the start of this very run, else None.
     """
@@ -53,6 +57,7 @@ class ServerSide:
     saved: checkpoint.Checkpoint | None
     num_threads: int
     taught: ServerState | None
+    judge: Judge | None
 
     @property
     def prior(self) -> str:
@@ -118,7 +123,13 @@ def server_side(
         taught = state if saved is None and config.starts_from_prior else None
         if not config.makes_images:
             state = replace(state, global_models={})
-        side = ServerSide(config, tools, half, state, results, scorer, saved, num_threads, taught)
+        appointed = appoint(config, spec, device) if config.makes_images else None
+        if appointed is not None:
+            results.header["judge"] = appointed.about
+        judge = None if appointed is None else appointed.judge
+        side = ServerSide(
+            config, tools, half, state, results, scorer, saved, num_threads, taught, judge
+        )
         if saved is not None:
             checkpoint.check_same_prior(saved.prior, side.prior)
         yield side

@@ -60,6 +60,13 @@ class ServerConfig(Settings):
         ge=0,
         le=1024,
     )
+    fidelity_data: str = setting(
+        "",
+        "Absolute folder or `.npz` of real images (part `train`) that nobody else has: a "
+        'classifier of them tells how many distilled images are of their class, by round. "" '
+        "measures nothing.",
+        may_differ=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ MODULES = {
     "coboosting": "coboosting",
     "feddm": "feddm",
     "dynafed": "dynafed",
+    "moon": "moon",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",

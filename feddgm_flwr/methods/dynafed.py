@@ -86,7 +86,7 @@ def synthesise(
     each = dict.fromkeys(range(bench.num_classes), config.images_per_class)
     best = fresh_latents(bench.prior, each, bench.num_classes, config, rng=rng)
     labels = best.labels
-    variables = Variables(best, config, bench.num_classes, device)
+    variables = Variables(best, config, bench.num_classes, device, bench.spread)
     student = student_of(bench.student.to(device))
     starts = torch.randint(len(path) - span, (config.iterations,), generator=rng).tolist()
     way = [{name: p.to(device) for name, p in params.items()} for params in path]

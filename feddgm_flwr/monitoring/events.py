@@ -32,7 +32,7 @@ from feddgm_flwr.events import (
     TrainProgress,
     to_line,
 )
-from flwr_dashboard.writer import FILE, EventFile, Heart, Load, ending
+from flwr_dashboard.writer import BEAT_S, FILE, EventFile, Heart, Load, ending
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class EventLog:
         self._file = EventFile(out_dir / FILE)
         self._listeners = listeners
         self._throttle = _Throttle()
-        self._heart, self._load, self._further_load = Heart(self._beat), Load(), load
+        self._heart, self._load, self._further_load = Heart(self._beat, BEAT_S), Load(), load
         self._round = 0
         self._lock = threading.Lock()
         self._warned: set[object] = set()

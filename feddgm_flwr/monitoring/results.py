@@ -51,6 +51,8 @@ class RoundResult:
         The clients' own score of the surrogate, where they were asked.
     distilled
         How each client's distillation went (``core.state.DistillReport``).
+    fidelity
+        What the judge says of the round's images (``core.fidelity``), where there is one.
     """
 
     round: int
@@ -63,6 +65,7 @@ class RoundResult:
     federated: dict[str, float] | None = None
     distilled: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    fidelity: dict[str, float] | None = None
 
 
 @dataclass

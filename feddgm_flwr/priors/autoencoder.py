@@ -9,7 +9,8 @@ AutoencoderKL    first convolutions | middle | each up block | output; VQModel t
 AutoencoderTiny  first convolution | each residual block or upsampling | output
 ===============  ====================================================================
 
-``sample`` knows no classes: its latents are standard normal in the space in which the
+Where a bank of encoded pictures lies beside the weights, ``sample`` draws from it and knows its
+classes. Without one it knows none: its latents are standard normal in the space in which the
 model's makers scaled them to unit variance (``scaling_factor``, ``shift_factor``,
 ``latents_mean``). VQ models decode the latents as they are, without looking up the
 nearest code word, which has no gradient.
@@ -35,6 +36,7 @@ from torch.nn import functional
 
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.params import fingerprint
+from feddgm_flwr.priors.bank import FILE, LatentBank, match_classes
 from feddgm_flwr.priors.settings import PriorConfig
 from feddgm_flwr.priors.weights import Place, one_line, read_config, read_weights
 
@@ -98,7 +100,7 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 """How attention layers were called in the files of those days."""
 
 
-def load_autoencoder(path: str, subfolder: str = "") -> ModelMixin:
+def load_autoencoder(path: str, subfolder: str = "", revision: str = "") -> ModelMixin:
     """Return the frozen float32 autoencoder at a hub id or in a folder.
 
     Raises
@@ -107,7 +109,7 @@ def load_autoencoder(path: str, subfolder: str = "") -> ModelMixin:
         It is not there, is of no family in ``FAMILIES``, or its weights are not those of the model
         that its config.json describes.
     """
-    place = Place(path, subfolder)
+    place = Place(path, subfolder, revision)
     config = read_config(place, FAMILIES)
     family = FAMILIES[config["_class_name"]]
     config = stated(config, family, place)
@@ -340,30 +342,58 @@ def _upsampling(model: ModelMixin) -> int:
 
 
 class AutoencoderPrior:
-    """A frozen decoder whose images are cut and averaged to the data set's shape."""
+    """A frozen decoder whose images are cut and averaged to the data set's shape.
 
-    conditional = False
+    Parameters
+    ----------
+    bank
+        What it samples from, knowing the data set's classes; None for standard normal latents.
 
-    def __init__(self, decoder: Decoder, spec: ImageSpec, image_scale: int = 1) -> None:
+    Raises
+    ------
+    ValueError
+        The decoder has no colour, or the bank is not of such images or classes.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        spec: ImageSpec,
+        image_scale: int = 1,
+        bank: LatentBank | None = None,
+    ) -> None:
         if decoder.out_channels < spec.channels:
             raise ValueError(
                 f"prior.path makes images of {decoder.out_channels} channel,"
                 f" the data set has {spec.channels}; choose an autoencoder for colour"
             )
-        self._decoder, self._spec, self._scale = decoder, spec, image_scale
-        self._side = -(-spec.size * image_scale // decoder.factor)
+        self._decoder, self._spec = decoder, spec
+        self._scale = scale_of(bank, image_scale)
+        self._side = -(-spec.size * self._scale // decoder.factor)
+        self._bank = bank
+        self._classes = None if bank is None else _fitting(bank, spec, decoder.channels, self._side)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is a bank."""
+        return self._bank is not None
 
     @property
     def fingerprint(self) -> str:
-        """Of the decoder's weights."""
-        return fingerprint(self._decoder.state_dict())
+        """Of the decoder's weights, and the bank."""
+        bank = {} if self._bank is None else self._bank.tensors
+        return fingerprint(self._decoder.state_dict() | bank)
 
     def sample(
         self, labels: Int[Tensor, " n"], *, rng: torch.Generator
     ) -> Float[Tensor, "n c h w"]:
-        """Return standard normal latents, or their features, whatever the labels."""
-        shape = (len(labels), self._decoder.channels, self._side, self._side)
-        latents = torch.randn(shape, generator=rng)
+        """Return latents, or their features: the bank's, else standard normal for any label."""
+        if self._bank is None or self._classes is None:
+            shape = (len(labels), self._decoder.channels, self._side, self._side)
+            latents = torch.randn(shape, generator=rng)
+        else:
+            wanted = [self._classes[label] for label in labels.tolist()]
+            latents = self._bank.sample(wanted, len(labels), rng=rng)
         values: Tensor = self._decoder.enter(latents.to(self._decoder.std.device)).cpu()
         return values
 
@@ -377,6 +407,50 @@ class AutoencoderPrior:
         """Move the decoder."""
         self._decoder.to(device)
         return self
+
+
+def scale_of(bank: LatentBank | None, said: int) -> int:
+    """Return how many times larger than the data set's images are decoded: the bank knows.
+
+    Raises
+    ------
+    ValueError
+        ``said`` is another scale than the bank's.
+    """
+    own = 0 if bank is None else bank.image_scale
+    if own and said not in (1, own):
+        raise ValueError(
+            f"prior.image-scale must be {own}, at which the bank of prior.path was encoded, got"
+            f" {said}; leave it out, or make a bank by feddgm-pretrain --image-scale {said}"
+        )
+    return own or said
+
+
+def _fitting(bank: LatentBank, spec: ImageSpec, channels: int, side: int) -> tuple[int, ...]:
+    """Return the bank's label of each class of the data set.
+
+    Raises
+    ------
+    ValueError
+        The bank is of other latents, other images, or lacks a class.
+    """
+    shape, wanted = tuple(bank.codes.shape[1:]), (channels, side, side)
+    if shape != wanted or bank.size not in (0, spec.size):
+        made = f" of images of {bank.size} pixels" if bank.size else ""
+        raise ValueError(
+            f"prior.path must have a bank of latents of shape {wanted} for images of"
+            f" {spec.size} pixels, got {shape}{made}; make one by feddgm-pretrain --autoencoder"
+            f" --size {spec.size}"
+        )
+    classes = match_classes(spec.classes, bank.classes)
+    if classes is None:
+        lacking = [name for name in spec.classes if match_classes((name,), bank.classes) is None]
+        raise ValueError(
+            f"prior.path must have a bank that knows every class of the data set, and it lacks"
+            f" {lacking}; name the folders of its pictures as the data set names its classes, and"
+            " make it anew by feddgm-pretrain --autoencoder"
+        )
+    return classes
 
 
 def centre_crop(images: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n c s s"]:
@@ -420,17 +494,27 @@ def check_decoding(decoder: Decoder, latents: Float[Tensor, "n c h w"], place: P
 
 
 def build_autoencoder_prior(config: PriorConfig, spec: ImageSpec) -> AutoencoderPrior:
-    """Return the prior at ``config.path``, for images of ``spec``.
+    """Return the prior at ``config.path``, for images of ``spec``; a bank there is its own.
 
     Raises
     ------
     ValueError
         It does not load, or cannot make images of ``spec``.
     """
-    model = load_autoencoder(config.path, config.subfolder)
+    place = Place(config.path, config.subfolder, config.revision)
+    model = load_autoencoder(config.path, config.subfolder, config.revision)
+    home = place.folder
+    bank = LatentBank.load(home) if home is not None and (home / FILE).is_file() else None
+    return prior_of(model, config, spec, bank, place)
+
+
+def prior_of(
+    model: ModelMixin, config: PriorConfig, spec: ImageSpec, bank: LatentBank | None, place: Place
+) -> AutoencoderPrior:
+    """Return the prior of a model, after its decoder was tried on latents of its own size."""
     decoder = Decoder(model, config.feature_block)
     # Seeded: what is decoded here must not depend on, or move, anybody's draws.
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(2, decoder.channels, TRIED_SIDE, TRIED_SIDE, generator=rng)
-    check_decoding(decoder, latents, Place(config.path, config.subfolder))
-    return AutoencoderPrior(decoder, spec, config.image_scale)
+    check_decoding(decoder, latents, place)
+    return AutoencoderPrior(decoder, spec, config.image_scale, bank)

@@ -1,8 +1,8 @@
 """A bank of latents by class: what makes an autoencoder class-conditional.
 
 A sample lies between a stored latent and a near neighbour of its class, so that samples
-are new but stay where the decoder is at home. Knows no decoder. Axes: ``m`` stored
-latents.
+are new but stay where the decoder is at home. Knows no decoder, and of the data set only its
+classes' names. Axes: ``m`` stored latents.
 """
 
 import json
@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from feddgm_flwr.files import write_atomically
 from feddgm_flwr.priors.weights import Place, one_line
 
 FILE = "classes.safetensors"
@@ -38,28 +40,41 @@ class LatentBank:
         Index into ``classes``.
     classes
         Class names.
+    size, image_scale
+        Side of the data set's images, and how many times larger they were encoded; 0 where images
+        of any size are resized from what the latents decode to.
     """
 
     codes: UInt8[Tensor, "m c h w"]
     scale: float
     labels: Int[Tensor, " m"]
     classes: tuple[str, ...]
+    size: int = 0
+    image_scale: int = 0
 
     @staticmethod
     def quantised(
         latents: Float[Tensor, "m c h w"],
         labels: Int[Tensor, " m"],
         classes: tuple[str, ...],
+        *,
+        size: int = 0,
+        image_scale: int = 0,
     ) -> "LatentBank":
         """Return the bank of ``latents``, each number rounded to one of 255 levels."""
         scale = float(latents.abs().max()) / 127
         codes = (latents / scale).round().add(128).to(torch.uint8)
-        return LatentBank(codes, scale, labels, classes)
+        return LatentBank(codes, scale, labels, classes, size, image_scale)
 
     @property
     def latents(self) -> Float[Tensor, "m c h w"]:
         """The stored latents."""
         return (self.codes.float() - 128) * self.scale
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What tells this bank from another."""
+        return {"bank.codes": self.codes, "bank.labels": self.labels}
 
     def sample(
         self, wanted: list[int] | None, n: int, *, rng: torch.Generator
@@ -75,14 +90,17 @@ class LatentBank:
         return torch.stack([_between(own[one], near[one], rng) for one in wanted])
 
     def save(self, folder: Path) -> None:
-        """Write the bank into ``folder``."""
-        from safetensors.torch import save_file
-
-        save_file(
+        """Write the bank into ``folder``, whole or not at all."""
+        data = save(
             {"codes": self.codes, "labels": self.labels.to(torch.int16)},
-            folder / FILE,
-            {"classes": json.dumps(self.classes), "scale": repr(self.scale)},
+            {
+                "classes": json.dumps(self.classes),
+                "scale": repr(self.scale),
+                "size": str(self.size),
+                "image_scale": str(self.image_scale),
+            },
         )
+        write_atomically(folder / FILE, data)
 
     @staticmethod
     def load(folder: Path) -> "LatentBank":
@@ -114,6 +132,8 @@ def _read(path: Path) -> LatentBank:
             raise ValueError(f"it has no {' and no '.join(lacking)}")
         codes, labels = file.get_tensor("codes"), file.get_tensor("labels").long()
     classes, scale = json.loads(about["classes"]), float(about["scale"])
+    # Banks that were made by training have neither.
+    size, image_scale = (int(about.get(n, "0")) for n in ("size", "image_scale"))
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise ValueError("its classes are not names")
     if codes.dtype != torch.uint8 or codes.ndim != 4 or codes.shape[2] != codes.shape[3]:
@@ -128,7 +148,14 @@ def _read(path: Path) -> LatentBank:
     bare = [c for i, c in enumerate(classes) if not (labels == i).any()]
     if bare:
         raise ValueError(f"its class {bare[0]!r} has no latent")
-    return LatentBank(codes, scale, labels, tuple(classes))
+    return LatentBank(codes, scale, labels, tuple(classes), size, image_scale)
+
+
+def match_classes(wanted: tuple[str, ...], known: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Return the index in ``known`` of each wanted class, or None if one is missing."""
+    index = {name: i for i, name in enumerate(known)}
+    found = [index.get(name, index.get(name.split(" - ")[0].strip())) for name in wanted]
+    return None if None in found else tuple(i for i in found if i is not None)
 
 
 def _neighbours(latents: Float[Tensor, "m c h w"]) -> Int[Tensor, "m k"]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.params import fingerprint
 from feddgm_flwr.priors.autoencoder import Decoder, check_decoding, load_autoencoder
-from feddgm_flwr.priors.bank import FILE, LatentBank
+from feddgm_flwr.priors.bank import FILE, LatentBank, match_classes
 from feddgm_flwr.priors.settings import PriorConfig
 from feddgm_flwr.priors.weights import Place
 
@@ -42,8 +42,7 @@ class GlyphPrior:
     @property
     def fingerprint(self) -> str:
         """Of the decoder's weights and the bank."""
-        bank = {"bank.codes": self._bank.codes, "bank.labels": self._bank.labels}
-        return fingerprint(self._decoder.state_dict() | bank)
+        return fingerprint(self._decoder.state_dict() | self._bank.tensors)
 
     def sample(
         self, labels: Int[Tensor, " n"], *, rng: torch.Generator
@@ -69,13 +68,6 @@ class GlyphPrior:
         """Move the decoder."""
         self._decoder.to(device)
         return self
-
-
-def match_classes(wanted: tuple[str, ...], known: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Return the index in ``known`` of each wanted class, or None if one is missing."""
-    index = {name: i for i, name in enumerate(known)}
-    found = [index.get(name, index.get(name.split(" - ")[0].strip())) for name in wanted]
-    return None if None in found else tuple(i for i in found if i is not None)
 
 
 def build_glyph_prior(config: PriorConfig, spec: ImageSpec) -> GlyphPrior:

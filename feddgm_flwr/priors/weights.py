@@ -31,10 +31,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, or a repository of the hub, as ``prior.path`` and ``prior.subfolder`` name it."""
+    """A folder, or a repository of the hub, as ``prior.path`` and ``prior.subfolder`` name it.
+
+    ``revision`` is a branch, tag or commit of the hub; "" is its newest.
+    """
 
     path: str
     subfolder: str = ""
+    revision: str = ""
 
     def __str__(self) -> str:
         """Return how an error names it."""
@@ -74,7 +78,13 @@ class Place:
         if not re.fullmatch(r"(?a:\w[\w.-]*(/\w[\w.-]*)?)", self.path):
             raise self._unreachable("there is no such folder")
         try:
-            return Path(hf_hub_download(self.path, name, subfolder=self.subfolder or None))
+            found: str = hf_hub_download(
+                self.path,
+                name,
+                subfolder=self.subfolder or None,
+                revision=self.revision or None,
+            )
+            return Path(found)
         except EntryNotFoundError as error:
             # Without a network, a file that was never fetched; with one, a file that is not there.
             if isinstance(error, OSError) and name == CONFIG and _offline(error):

@@ -7,8 +7,7 @@ import feddgm_priors
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.priors import build_prior
-from feddgm_flwr.priors.bank import LatentBank
-from feddgm_flwr.priors.glyphs import match_classes
+from feddgm_flwr.priors.bank import LatentBank, match_classes
 from feddgm_flwr.priors.settings import PriorConfig
 
 DIGITS = tuple("0123456789")
@@ -25,7 +24,7 @@ def prior():
 
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64])
 def test_samples_are_white_ink_on_black_of_any_size(size):
-    prior = build_prior(PriorConfig(), spec(size))
+    prior = build_prior(PriorConfig(kind="glyphs"), spec(size))
     labels = torch.arange(10)
     images = prior.decode(prior.sample(labels, rng=derive(0, "test")))
     assert images.shape == (10, 1, size, size)
@@ -66,7 +65,7 @@ def test_descent_on_latents_draws_another_digit(prior):
 
 
 def test_feature_blocks_compose(prior):
-    cut = build_prior(PriorConfig(feature_block=3), spec())
+    cut = build_prior(PriorConfig(kind="glyphs", feature_block=3), spec())
     labels = torch.arange(10)
     torch.testing.assert_close(
         cut.decode(cut.sample(labels, rng=derive(0, "test"))),
@@ -81,9 +80,9 @@ def test_the_prior_survives_the_way_to_another_process(prior):
 
 
 def test_known_names_make_it_conditional_and_unknown_ones_do_not():
-    known = build_prior(PriorConfig(), spec(classes=("A", "b", "ω", "3 - three")))
+    known = build_prior(PriorConfig(kind="glyphs"), spec(classes=("A", "b", "ω", "3 - three")))
     assert known.conditional
-    unknown = build_prior(PriorConfig(), spec(classes=("shirt", "1")))
+    unknown = build_prior(PriorConfig(kind="glyphs"), spec(classes=("shirt", "1")))
     assert not unknown.conditional
     sample = unknown.sample(torch.tensor([0, 1, 1]), rng=derive(0, "test"))
     assert unknown.decode(sample).shape == (3, 1, 28, 28)
@@ -97,13 +96,13 @@ def test_no_labels_give_no_latents(prior):
 
 def test_colour_data_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match="kind pixel or autoencoder"):
-        build_prior(PriorConfig(), spec(channels=3))
+        build_prior(PriorConfig(kind="glyphs"), spec(channels=3))
 
 
 def test_missing_weights_are_named_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(feddgm_priors, "path", lambda name: tmp_path / name)
     with pytest.raises(ValueError, match=r"pip install the project where the ServerApp runs"):
-        build_prior(PriorConfig(), spec())
+        build_prior(PriorConfig(kind="glyphs"), spec())
 
 
 def test_the_shipped_prior_is_small():

@@ -10,13 +10,16 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from feddgm_flwr.core.augment import Pixels, augment, is_siamese
+from feddgm_flwr.core.distillation.choosing import Choosy
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
 from feddgm_flwr.core.distillation.glimpse import Glimpse, glimpse, moments
 from feddgm_flwr.core.distillation.matching import (
@@ -25,6 +28,7 @@ from feddgm_flwr.core.distillation.matching import (
     StepInput,
     matching_gradients,
 )
+from feddgm_flwr.core.distillation.nearness import pull
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
@@ -35,6 +39,9 @@ from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive, derive_seed
 from feddgm_flwr.core.state import DistillReport
 from feddgm_flwr.core.synthetic import Latents, extend_latents, fresh_latents
+
+UNMOVED = "no step was taken, and bare samples of a prior that knows no class are of none"
+"""Why a job gave no images though nothing failed."""
 
 Progress = Callable[[int, int, float, Glimpse | None], None]
 """``progress(iteration, iterations, loss, glimpse)``, the last of the images before the step."""
@@ -52,6 +59,8 @@ class Bench:
         Images decoded at a time.
     narrow
         Name -> architecture of each narrower surrogate.
+    spread
+        Of the prior's samples, by channel; None where ``config.prior_weight`` is 0.
     """
 
     student: nn.Module
@@ -61,6 +70,7 @@ class Bench:
     chunk: int
     device: torch.device
     narrow: Mapping[str, nn.Module] = field(default_factory=dict)
+    spread: Float[Tensor, "c ..."] | None = None
 
     def of(self, name: str) -> "Bench":
         """Return the same with the student that the surrogate called ``name`` needs."""
@@ -134,13 +144,7 @@ def distill_client(
         return failed_result(job, bench, reason)
     began = time.perf_counter()
     config, device = bench.config, bench.device
-    rng = derive(job.seed, "latents", job.server_round, job.partition_id)
-    make = (bench.prior, job.images_per_class, bench.num_classes, config)
-    latents = (
-        fresh_latents(*make, rng=rng)
-        if job.latents is None
-        else extend_latents(job.latents, *make, rng=rng)
-    )
+    latents = first_latents(job, bench)
     iterations = config.iterations if job.latents is None else config.warm_iterations
     start, target, *checkpoints = (
         {k: v.to(device) for k, v in params.items()}
@@ -151,7 +155,7 @@ def distill_client(
     student = student_of(
         bench.of(job.surrogate).student.to(device), config.precision, compiled=config.compile
     )
-    variables = Variables(latents, config, bench.num_classes, device)
+    variables = Variables(latents, config, bench.num_classes, device, bench.spread)
     losses: list[float] = []
     stopped = ""
     budget = config.memory_budget_mb * 2**20
@@ -196,7 +200,38 @@ def distill_client(
             break
     if stopped in ("", "converged"):
         best, stopped = after_last_step(variables.latents(latents.labels), best, stopped)
-    return _result(job, bench, best, losses, stopped, time.perf_counter() - began)
+    return _result(job, bench, (latents, best), losses, stopped, time.perf_counter() - began)
+
+
+def first_latents(job: DistillJob, bench: Bench) -> Latents:
+    """Return where the descent begins: at the client's last latents, and new ones for the rest."""
+    rng = derive(job.seed, "latents", job.server_round, job.partition_id)
+    make = (starts(job, bench), job.images_per_class, bench.num_classes, bench.config)
+    if job.latents is None:
+        return fresh_latents(*make, rng=rng)
+    return extend_latents(job.latents, *make, rng=rng)
+
+
+def starts(job: DistillJob, bench: Bench) -> Prior:
+    """Return what new latents are drawn from: the prior, or the best of several of its samples."""
+    if bench.config.candidates == 1:
+        return bench.prior
+    model = bench.of(job.surrogate).student.to(bench.device)
+    target = {name: value.to(bench.device) for name, value in job.target.items()}
+
+    def hold(images: Tensor) -> Tensor:
+        logits: Tensor = functional_call(model, target, (images.to(bench.device),))
+        return logits
+
+    show = partial(decode, bench.prior, bench=bench)
+    return Choosy(bench.prior, bench.config.candidates, show, hold)
+
+
+def has_moved(job: DistillJob, start: Latents, end: Latents) -> bool:
+    """Whether no latent is still a bare sample: of a prior that knows no class it shows none."""
+    if job.latents is not None and len(job.latents.labels) == len(start.labels):
+        return True
+    return not torch.equal(start.values, end.values)
 
 
 def after_last_step(last: Latents, before: Latents, stopped: str) -> tuple[Latents, str]:
@@ -330,8 +365,12 @@ class Variables:
         config: DistillConfig,
         num_classes: int,
         device: torch.device,
+        spread: Tensor | None,
     ) -> None:
         self.values = latents.values.to(device).clone().requires_grad_()
+        self._origin = None if latents.origin is None else latents.origin.to(device)
+        self._spread = None if spread is None else spread.to(device)
+        self._prior_weight = config.prior_weight
         self._hard = one_hot(latents.labels, num_classes).to(device, self.values.dtype)
         self._logits = (
             None
@@ -364,7 +403,10 @@ class Variables:
         return self._hard if self._logits is None else self._logits.softmax(1)
 
     def step(self, d_values: Tensor, targets: Tensor, grads: MatchingGradients) -> None:
-        """Descend, the label gradient pulled back to the logits."""
+        """Descend, the label gradient pulled back to the logits, the latents to their origin."""
+        if self._origin is not None and self._spread is not None:
+            values = self.values.detach()
+            d_values = d_values + pull(values, self._origin, self._spread, self._prior_weight)
         self.values.grad = d_values
         if self._logits is not None:
             (self._logits.grad,) = torch.autograd.grad(targets, self._logits, grads.targets)
@@ -378,19 +420,22 @@ class Variables:
             labels=labels,
             label_logits=None if self._logits is None else self._logits.detach().cpu().clone(),
             student_lr=float(self.student_lr()),
+            origin=None if self._origin is None else self._origin.cpu(),
         )
 
 
 def _result(
     job: DistillJob,
     bench: Bench,
-    latents: Latents,
+    way: tuple[Latents, Latents],
     losses: list[float],
     stopped: str,
     seconds: float,
 ) -> DistillResult:
-    if not losses and stopped:
-        return failed_result(job, bench, stopped, seconds=seconds)
+    start, latents = way
+    of_a_class = bench.prior.conditional or has_moved(job, start, latents)
+    if (not losses and stopped) or not of_a_class:
+        return failed_result(job, bench, stopped or UNMOVED, seconds=seconds)
     targets = (
         one_hot(latents.labels, bench.num_classes).float()
         if latents.label_logits is None

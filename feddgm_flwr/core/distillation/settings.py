@@ -58,6 +58,18 @@ class DistillConfig(Settings):
     )
     labels: Literal["hard", "soft"] = setting("hard", "One-hot, or learned label logits.")
     label_lr: float = setting(0.05, "Step on the label logits.", ge=0, only={"labels": ("soft",)})
+    prior_weight: float = setting(
+        0.0,
+        "Penalty on the squared distance of latents to where the prior put them, in units of its "
+        "spread; the matching loss counts 1 at its start.",
+        ge=0,
+    )
+    candidates: int = setting(
+        1,
+        "Samples of the prior for each image to start from, of which one is taken: surely of the "
+        "class to the client's model, and unlike the others. 1 takes the first.",
+        ge=1,
+    )
     augment: str = setting(
         "",
         "Differentiable siamese augmentation, as `client.augment`.",

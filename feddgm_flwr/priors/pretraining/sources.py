@@ -134,6 +134,23 @@ def read_folder(folder: Path, *, channels: int, size: int) -> FolderSource:
     ValueError
         The folder holds no class with an image, or a file that is none.
     """
+    names, files = list_folder(folder)
+    pixels = np.empty((len(files), channels, size, size), np.uint8)
+    for row, (path, _) in enumerate(files):
+        picture = read_picture(path, channels=channels, size=size)
+        pixels[row] = picture.pixels.transpose(2, 0, 1)
+    targets = torch.tensor([label for _, label in files])
+    return FolderSource(torch.from_numpy(pixels), targets, names)
+
+
+def list_folder(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    """Return the classes of ``folder/<class>/**``, and its files with their labels.
+
+    Raises
+    ------
+    ValueError
+        It cannot be listed, or a class has no file.
+    """
     try:
         homes = folders_in(folder)
         names = tuple(plain(home.name) for home in homes)
@@ -151,12 +168,7 @@ def read_folder(folder: Path, *, channels: int, size: int) -> FolderSource:
             f" each, found classes {list(names)} with {len(files)} images; add images"
             " or remove empty folders"
         )
-    pixels = np.empty((len(files), channels, size, size), np.uint8)
-    for row, (path, _) in enumerate(files):
-        picture = read_picture(path, channels=channels, size=size)
-        pixels[row] = picture.pixels.transpose(2, 0, 1)
-    targets = torch.tensor([label for _, label in files])
-    return FolderSource(torch.from_numpy(pixels), targets, names)
+    return names, files
 
 
 def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
