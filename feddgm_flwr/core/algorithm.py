@@ -18,7 +18,7 @@ from feddgm_flwr.core.distillation.engine import Engine
 from feddgm_flwr.core.distillation.progress import Gallery, distilled
 from feddgm_flwr.core.ensemble import mixture
 from feddgm_flwr.core.learning import Learners, UnionConfig
-from feddgm_flwr.core.models import SURROGATE
+from feddgm_flwr.core.models import HEAD, SURROGATE
 from feddgm_flwr.core.ownership import decay_bound, mean_of_owners, owned_classes
 from feddgm_flwr.core.params import Params, blend, weighted_mean
 from feddgm_flwr.core.seeding import derive
@@ -182,9 +182,8 @@ def next_surrogate(
     config, server_round = shop.union, state.server_round + 1
     rng = derive(shop.seed, "surrogate-training", server_round)
     learner = shop.learners.surrogate
-    learn = partial(
-        learner.learn, rng=rng, server_round=server_round, emit=emit, part=config.learning_part
-    )
+    part = part_that_learns(shop)
+    learn = partial(learner.learn, rng=rng, server_round=server_round, emit=emit, part=part)
     if config.surrogate_update == "synthetic" or not sound:
         alone = config.surrogate_update == "aggregate"
         return state.surrogate if alone else learn(state.surrogate, union)
@@ -198,6 +197,15 @@ def next_surrogate(
         said = mixture(learner.module, replies, weights, union.images, device=learner.device)
         union = replace(union, targets=union.targets.lerp(said, share))
     return blend(learn(start, union), mean, config.aggregate_share)
+
+
+def part_that_learns(shop: Workshop) -> str:
+    """Return which submodule of the surrogate learns from the union; "" is the whole."""
+    config = shop.union
+    if config.surrogate_update == "synthetic" or config.learns == "all":
+        return ""
+    rehearsed = shop.bench.prior.conditional and config.prior_images_per_class > 0
+    return "" if config.learns == "auto" and rehearsed else HEAD
 
 
 def next_global_models(

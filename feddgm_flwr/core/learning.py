@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from feddgm_flwr.core.augment import PAPER
-from feddgm_flwr.core.models import GLOBAL_MODELS, HEAD, SURROGATE
+from feddgm_flwr.core.models import GLOBAL_MODELS, SURROGATE
 from feddgm_flwr.core.settings import Settings, Words, restated, setting
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.core.telling import Pace
@@ -64,10 +64,11 @@ class UnionConfig(TrainConfig):
         "replies, or of those whose clients own the class.",
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
-    learns: Literal["classifier", "all"] = setting(
-        "classifier",
-        "What learns from the union: the last layer, over the features of the mean of the replies, "
-        "or every layer.",
+    learns: Literal["auto", "classifier", "all"] = setting(
+        "auto",
+        "What of the surrogate learns from the union: the last layer alone, over the features of "
+        "the mean of the replies, or every layer. `auto`: every layer where fresh samples of the "
+        "prior are among the lessons, since a few distilled images do not teach features.",
         paper="all",
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
@@ -97,12 +98,6 @@ class UnionConfig(TrainConfig):
         ge=0,
         paper=0,
     )
-
-    @property
-    def learning_part(self) -> str:
-        """The submodule of the surrogate that learns; "" is the whole."""
-        whole = self.surrogate_update == "synthetic" or self.learns == "all"
-        return "" if whole else HEAD
 
 
 @dataclass(frozen=True, kw_only=True)
