@@ -13,7 +13,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from feddgm_flwr.core.distillation.distill import Bench, DistillJob, DistillResult
+from feddgm_flwr.core.distillation.distill import UNMOVED, Bench, DistillJob, DistillResult
 from feddgm_flwr.core.distillation.engine import Engine
 from feddgm_flwr.core.distillation.progress import Gallery, distilled
 from feddgm_flwr.core.ensemble import mixture
@@ -85,7 +85,7 @@ def apply_round(
 
     # Step 5: the next surrogate (one a width) and the global models learn from the union.
     # A reply that could not be distilled is not averaged either.
-    sound = [(u, j) for u, j, r in zip(updates, jobs, results, strict=True) if len(r.images)]
+    sound = [(u, j) for u, j, r in zip(updates, jobs, results, strict=True) if usable(r)]
     with phase("learn", server_round, emit):
         surrogates = next_surrogates(state, sound, union, shop, emit)
         models = next_global_models(state, union, shop, emit)
@@ -142,6 +142,11 @@ def as_set(update: ClientUpdate, result: DistillResult, config: UnionConfig) -> 
     )
 
 
+def usable(result: DistillResult) -> bool:
+    """Whether the reply may be averaged: it gave images, or it was not asked for any descent."""
+    return bool(len(result.images)) or result.report.stopped == UNMOVED
+
+
 def rehearsal_set(shop: Workshop, server_round: int) -> SyntheticSet:
     """Return fresh samples of the prior for the union, where it knows the classes."""
     count = shop.union.prior_images_per_class if shop.bench.prior.conditional else 0
@@ -193,7 +198,7 @@ def next_surrogate(
         return mean
     owned = [job.images_per_class for _, job in sound]
     start = mean if config.classifier_mean == "all" else mean_of_owners(replies, weights, owned)
-    if share := config.teacher_share:
+    if (share := config.teacher_share) and len(union):
         said = mixture(learner.module, replies, weights, union.images, device=learner.device)
         union = replace(union, targets=union.targets.lerp(said, share))
     return blend(learn(start, union), mean, config.aggregate_share)
