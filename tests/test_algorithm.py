@@ -1,6 +1,7 @@
 """Laws of the server's half of a round."""
 
 import dataclasses
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import toy
 from toy import quiet, same
 
 from feddgm_flwr.build import first_state
-from feddgm_flwr.core.algorithm import apply_round, distill_job, rehearsal_set
+from feddgm_flwr.core.algorithm import apply_round, distill_job, part_that_learns, rehearsal_set
 from feddgm_flwr.core.evaluation import evaluate
+from feddgm_flwr.core.learning import Learner
 from feddgm_flwr.core.params import all_finite, load_params, weighted_mean
 from feddgm_flwr.events import PhaseEnd, PhaseStart, Trained, TrainingFailed
 
@@ -137,7 +139,8 @@ def test_a_reply_that_moved_nowhere_gives_up_that_client_alone_and_keeps_its_lat
 
 
 def test_training_that_diverges_keeps_the_models_and_says_so():
-    server = toy.server(union__lr=1e30, global_model__names="convnet", global_model__lr=1e30)
+    rates = {"union__lr": 1e30, "union__learns": "all", "global_model__lr": 1e30}
+    server = toy.server(global_model__names="convnet", **rates)
     state, updates = toy.federation(server)
     events = []
     after, _ = apply_round(state, updates, server.shop, emit=events.append)
@@ -176,6 +179,61 @@ def test_the_next_surrogate_keeps_its_share_of_the_plain_aggregate(share):
     for name, plain in mean_of(updates).items():
         expected = torch.lerp(taught.surrogate[name], plain, share)
         torch.testing.assert_close(after.surrogate[name], expected)
+
+
+def layers_of(params, *, last):
+    return {k: p for k, p in params.items() if k.startswith("classifier") == last}
+
+
+@pytest.mark.parametrize(
+    ("learns", "moves"), [("by-prior", False), ("classifier", False), ("all", True)]
+)
+def test_the_classifier_learns_alone_over_the_means_features(learns, moves):
+    """The toy's prior does not know the classes, so nothing but distilled images is taught."""
+    server = toy.server(union__learns=learns, union__aggregate_share=0.0)
+    state, updates = toy.federation(server)
+    after, _, _ = one_round(server, state, updates)
+    mean = mean_of(updates)
+    assert same(layers_of(after.surrogate, last=False), layers_of(mean, last=False)) != moves
+    assert not same(layers_of(after.surrogate, last=True), layers_of(mean, last=True))
+    assert all(p.requires_grad for p in server.tools.learners.surrogate.module.parameters())
+
+
+def test_every_layer_learns_where_fresh_samples_of_the_prior_are_among_the_lessons():
+    conditional = dataclasses.replace(
+        (server := toy.server(union__prior_images_per_class=2)).shop,
+        bench=dataclasses.replace(server.shop.bench, prior=Knowing(server.shop.bench.prior)),
+    )
+    assert part_that_learns(server.shop) == "classifier"
+    assert part_that_learns(conditional) == ""
+    without = dataclasses.replace(conditional.union, prior_images_per_class=0)
+    assert part_that_learns(dataclasses.replace(conditional, union=without)) == "classifier"
+
+
+class Knowing:
+    """The same prior, said to know the classes."""
+
+    conditional = True
+
+    def __init__(self, prior):
+        self._prior = prior
+
+    def __getattr__(self, name):
+        return getattr(self._prior, name)
+
+
+def test_the_replies_say_their_share_of_every_target():
+    server = toy.server(union__teacher_share=0.25, union__learns="classifier")
+    state, updates = toy.federation(server)
+    with patch.object(Learner, "learn", autospec=True, return_value=state.surrogate) as learn:
+        _, report = apply_round(state, updates, server.shop, emit=quiet)
+    lessons = learn.call_args_list[0].args[2]
+    told, total = 0, sum(u.num_examples for u in updates)
+    module = server.tools.learners.surrogate.module
+    for u in updates:
+        module.load_state_dict(u.params)
+        told = told + u.num_examples / total * module(report.fresh.images).softmax(1).detach()
+    torch.testing.assert_close(lessons.targets, 0.75 * report.fresh.targets + 0.25 * told)
 
 
 def test_training_on_the_union_begins_with_the_owners_rows_unless_told_otherwise():

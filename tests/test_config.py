@@ -79,6 +79,7 @@ SPECIAL = {
     "prior.path": st.just("hub/id"),
     "global-model.names": st.sampled_from(["", "resnet18", "vit, convnet"]),
     "surrogate.narrow-widths": st.sampled_from(["", "16", "16, 8,16"]),
+    "prior.prompt": st.just("a {class}"),
     "feddf.images": st.sampled_from(["prior", "/data/x"]),
     "client.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
     "server.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
@@ -461,6 +462,8 @@ UNREAD = [
     ({"distill.engine": "serial"}, "distill.ray-gpus", 0.5),
     ({"union.surrogate-update": "aggregate"}, "union.classifier-mean", "all"),
     ({"union.surrogate-update": "synthetic"}, "union.aggregate-share", 0.5),
+    ({"union.surrogate-update": "synthetic"}, "union.learns", "all"),
+    ({"union.surrogate-update": "aggregate"}, "union.teacher-share", 0.5),
 ]
 
 
@@ -559,6 +562,8 @@ def test_a_resumed_run_may_change_these_alone():
         *("distill.memory-budget-mb", "distill.engine", "distill.workers"),
         *("distill.ray-address", "distill.ray-gpus"),
         *("rounds.min-clients", "rounds.node-wait-s", "rounds.timeout-s"),
+        *("watch.images", "watch.growing", "watch.pictures-mb"),
+        *("watch.metrics-port", "watch.metrics-host"),
         "rounds.federated-evaluation",
     }
 

@@ -185,7 +185,7 @@ def test_augmentation_is_siamese_and_seeded():
 
 def test_progress_is_told_at_every_iteration():
     seen = []
-    out = result(lambda i, n, loss: seen.append((i, n)))
+    out = result(lambda i, n, loss, glimpse: seen.append((i, n)))
     assert seen == [(i + 1, 6) for i in range(6)]
     assert out.report.iterations == 6
 

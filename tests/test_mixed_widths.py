@@ -18,7 +18,7 @@ from feddgm_flwr.build import build_engine, first_state
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.algorithm import apply_round, distill_job
 from feddgm_flwr.core.distillation.distill import distill_client
-from feddgm_flwr.core.models import SurrogateConfig
+from feddgm_flwr.core.models import HEAD, SurrogateConfig
 from feddgm_flwr.events import Trained
 
 WIDE, NARROW = "surrogate", "surrogate-4"
@@ -157,6 +157,7 @@ def test_a_width_of_which_nobody_answered_learns_from_the_others_images():
         rng=toy.derive(server.config.seed, "surrogate-training", 1),
         server_round=1,
         emit=quiet,
+        part=HEAD,
     )
     assert same(after.narrow[NARROW], alone)
 

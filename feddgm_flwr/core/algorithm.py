@@ -210,7 +210,7 @@ def part_that_learns(shop: Workshop) -> str:
     if config.surrogate_update == "synthetic" or config.learns == "all":
         return ""
     rehearsed = shop.bench.prior.conditional and config.prior_images_per_class > 0
-    return "" if config.learns == "auto" and rehearsed else HEAD
+    return "" if config.learns == "by-prior" and rehearsed else HEAD
 
 
 def next_global_models(

@@ -64,12 +64,11 @@ class UnionConfig(TrainConfig):
         "replies, or of those whose clients own the class.",
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
-    learns: Literal["auto", "classifier", "all"] = setting(
-        "auto",
+    learns: Literal["by-prior", "classifier", "all"] = setting(
+        "by-prior",
         "What of the surrogate learns from the union: the last layer alone, over the features of "
-        "the mean of the replies, or every layer. `auto`: every layer where fresh samples of the "
-        "prior are among the lessons, since a few distilled images do not teach features.",
-        paper="all",
+        "the mean of the replies, or every layer. `by-prior`: every layer where fresh samples of "
+        "the prior are among the lessons, since a few distilled images do not teach features.",
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
     teacher_share: float = setting(
@@ -78,7 +77,6 @@ class UnionConfig(TrainConfig):
         "probabilities by example counts), the rest being its label.",
         ge=0,
         le=1,
-        paper=0.0,
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
     aggregate_share: float = setting(

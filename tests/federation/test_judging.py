@@ -104,6 +104,7 @@ HARMFUL = {
     "client__lr": 0.05,
     "data__alpha": 100.0,
     "union__lr": 0.5,
+    "union__learns": "all",
     "union__aggregate_share": 0.0,
 }
 """Clients that learn well, and a server that unlearns it from noise."""
