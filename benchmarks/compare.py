@@ -14,19 +14,20 @@ How long: benchmarks/README.md.
 import argparse
 import logging
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
-from comparing.entries import ENTRIES
+from comparing.entries import ENTRIES, Entry
 from comparing.job import Job
 from comparing.presets import PRESETS, division
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def options() -> argparse.Namespace:
+def options(about: str | None, among: Sequence[Entry] = ENTRIES) -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=about, formatter_class=argparse.RawTextHelpFormatter
     )
     say = parser.add_argument
     say("--preset", choices=PRESETS, required=True)
@@ -35,7 +36,7 @@ def options() -> argparse.Namespace:
         "--methods",
         nargs="+",
         metavar="LABEL",
-        help="rows; all by default: " + "; ".join(entry.label for entry in ENTRIES),
+        help="rows; all by default: " + "; ".join(entry.label for entry in among),
     )
     say("--data", type=Path, help="where the data set is, if it comes not with the installation")
     say("--alpha", type=float, default=0.1, help="Dirichlet concentration")
@@ -51,13 +52,12 @@ def options() -> argparse.Namespace:
     return parser.parse_args()  # fmt: skip
 
 
-def main() -> None:
-    """Run the comparison."""
-    chosen = options()
+def job_of(chosen: argparse.Namespace, among: Sequence[Entry] = ENTRIES, table: str = "") -> Job:
+    """Return what the command line asks for."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # A terminated comparison ends its workers, as an interrupted one does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    job = Job.of(
+    return Job.of(
         PRESETS[chosen.preset].with_rounds(chosen.rounds),
         division(chosen.alpha, chosen.classes_per_client),
         out=chosen.out or RESULTS / chosen.preset,
@@ -65,17 +65,29 @@ def main() -> None:
         data=chosen.data,
         prior=chosen.prior,
         labels=chosen.methods,
+        among=among,
+        table=table,
     )
+
+
+def carry_out(job: Job, chosen: argparse.Namespace) -> None:
+    """Tune, or run what is left and report."""
     if chosen.tune:
         job.tune(chosen.workers, only_list=chosen.list)
-    else:
-        job.compare(
-            chosen.seeds,
-            chosen.workers,
-            untuned=chosen.untuned,
-            only_list=chosen.list,
-            only_report=chosen.report_only,
-        )
+        return
+    job.compare(
+        chosen.seeds,
+        chosen.workers,
+        untuned=chosen.untuned,
+        only_list=chosen.list,
+        only_report=chosen.report_only,
+    )
+
+
+def main() -> None:
+    """Run the comparison."""
+    chosen = options(__doc__)
+    carry_out(job_of(chosen), chosen)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,8 @@ def readable(flat: dict[str, object]) -> dict[str, object]:
     whole = {**DEFAULTS, **RECIPES[flat.get("recipe", "feddgm")], **flat}
     if whole["method"] != "feddgm" or whole["surrogate.width"] <= 16:
         flat = {key: value for key, value in flat.items() if key != "surrogate.narrow-widths"}
+    if methods.has_own_loss(whole["method"]):
+        flat = {key: value for key, value in flat.items() if key != "client.loss"}
     return {
         key: value
         for key, value in flat.items()

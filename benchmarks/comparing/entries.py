@@ -5,7 +5,7 @@ learning rates of the client; one without tries four rates. Knows no data set.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -111,11 +111,15 @@ ENTRIES = (
 """In the order in which they are run: ours and the strongest first."""
 
 
-def roster(*, wanted: Iterable[str] | None, conditional: bool) -> list[Entry]:
+def roster(
+    entries: Sequence[Entry], *, wanted: Iterable[str] | None, conditional: bool
+) -> list[Entry]:
     """Return the rows that can be run here, and say in a line each which cannot, and why.
 
     Parameters
     ----------
+    entries
+        All that there are.
     wanted
         Labels; None for all.
     conditional
@@ -127,10 +131,10 @@ def roster(*, wanted: Iterable[str] | None, conditional: bool) -> list[Entry]:
         No row has one of the ``wanted`` labels.
     """
     labels = None if wanted is None else list(wanted)
-    known = [entry.label for entry in ENTRIES]
+    known = [entry.label for entry in entries]
     if unknown := sorted(set(labels or ()) - set(known)):
         raise ValueError(f"--methods must be of {known}, got {unknown}; correct them")
-    chosen = [e for e in ENTRIES if labels is None or e.label in labels]
+    chosen = [e for e in entries if labels is None or e.label in labels]
     able = []
     for entry in chosen:
         if why := _lacking(entry, conditional):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comparing import plots, tables, tuning
-from comparing.entries import Entry, roster
+from comparing.entries import ENTRIES, Entry, roster
 from comparing.images import Prepared, prepared
 from comparing.presets import Preset, Said, division_name
 from comparing.store import Record, all_stored
@@ -32,6 +32,8 @@ class Job:
     ----------
     committed
         Where tuned settings are looked for after ``out``.
+    table
+        Name of the table's folder, after the division; "" for the comparison's own.
     """
 
     preset: Preset
@@ -40,6 +42,7 @@ class Job:
     out: Path
     committed: Path
     data: Path | None
+    table: str = ""
 
     @classmethod
     def of(
@@ -52,6 +55,8 @@ class Job:
         data: Path | None,
         prior: Path | None,
         labels: Sequence[str] | None,
+        among: Sequence[Entry] = ENTRIES,
+        table: str = "",
     ) -> "Job":
         """Return the job; rows that cannot be run are left out, with a line each."""
         if prior is not None:
@@ -60,8 +65,8 @@ class Job:
         images = prepared(preset, "report", data, out / "data")
         config = RunConfig.from_run_config({**preset.common, **images.said})
         knows = build_prior(config.prior, spec_of(config.data)).conditional
-        entries = roster(wanted=labels, conditional=knows)
-        return cls(preset, division, entries, out, committed, data)
+        entries = roster(among, wanted=labels, conditional=knows)
+        return cls(preset, division, entries, out, committed, data, table)
 
     def tune(self, workers: int, *, only_list: bool) -> None:
         """Choose settings by every row's grid, and record all that was tried."""
@@ -134,7 +139,7 @@ class Job:
     def _report(
         self, records: Sequence[Record], images: Prepared, seeds: Sequence[int], lacking: list[str]
     ) -> None:
-        folder = self.out / division_name(self.division)
+        folder = self.out / "-".join(filter(None, (division_name(self.division), self.table)))
         ceilings = [entry.label for entry in self.entries if entry.ceiling]
         rows = tables.rows_of(records, ceilings)
         title = self._title(images, seeds)

@@ -8,6 +8,7 @@ import pytest
 from comparing import tables, tuning
 from comparing.entries import ENTRIES, GRID, OURS, roster
 from comparing.images import divided, fingerprint
+from comparing.parts import PARTS, ROWS
 from comparing.plots import curves, spread
 from comparing.presets import PRESETS, division, division_name
 from comparing.statistics import estimate, paired, winner
@@ -146,7 +147,7 @@ def test_a_preset_is_a_valid_config_of_every_row(name, tmp_path):
     said = {**preset.common, **division(0.5, None)}
     if said.get("prior.kind") == "autoencoder":
         said["prior.path"] = str(tmp_path)
-    for entry in roster(wanted=None, conditional=True):
+    for entry in roster(ENTRIES, wanted=None, conditional=True):
         for tried in entry.grid or ({},):
             config = RunConfig.from_run_config({**said, **tried, "data.partition": "dirichlet",
                                                 **{k: v for k, v in entry.wanted.items()
@@ -161,12 +162,12 @@ def test_every_grid_is_of_one_size():
 
 
 def test_rows_of_unknown_methods_are_left_out_and_unknown_labels_refused():
-    labels = [e.label for e in roster(wanted=None, conditional=False)]
+    labels = [e.label for e in roster(ENTRIES, wanted=None, conditional=False)]
     assert "fedavg" in labels
     assert "generator only" not in labels
-    assert all(e.method in methods.names() for e in roster(wanted=None, conditional=True))
+    assert all(e.method in methods.names() for e in roster(ENTRIES, wanted=None, conditional=True))
     with pytest.raises(ValueError, match="fedavgg"):
-        roster(wanted=["fedavgg"], conditional=True)
+        roster(ENTRIES, wanted=["fedavgg"], conditional=True)
 
 
 def test_divisions_have_names():
@@ -318,3 +319,16 @@ def test_tuning_chooses_the_highest_mean_and_records_all(unit, tmp_path):
     }
     assert json.loads((tmp_path / "tuned.json").read_text())["seed"] == 100
     assert tuning.chosen(units, dict(list(records.items())[:2])) == {}
+
+
+def test_every_part_of_the_ablation_is_in_the_recipe_and_is_left_out_by_itself():
+    recipe = RunConfig().flat()
+    for said, without in PARTS.values():
+        assert {key: recipe[key] for key in said} == said
+        assert said.keys() == without.keys()
+        assert all(said[key] != without[key] for key in said)
+    labels = [row.label for row in ROWS]
+    assert len(set(labels)) == len(labels)
+    for row in ROWS:
+        RunConfig.from_run_config(row.wanted)
+        assert row.label == OURS or row.tuned_as == OURS

@@ -1,0 +1,48 @@
+"""The parts of our recipe: each left out, each alone, and what was tried and is off.
+
+A row is the recipe with other settings, and takes over what tuning chose for it. Knows no data set.
+"""
+
+from comparing.entries import OURS, Entry
+from comparing.presets import Said
+
+PARTS: dict[str, tuple[Said, Said]] = {
+    "learning by the prior": ({"union.learns": "by-prior"}, {"union.learns": "all"}),
+    "replies as teachers": ({"union.teacher-share": 0.3}, {"union.teacher-share": 0.0}),
+    "share of the mean": ({"union.aggregate-share": 0.1}, {"union.aggregate-share": 0.0}),
+    "owners' rows": ({"union.classifier-mean": "owners"}, {"union.classifier-mean": "all"}),
+    "classes weigh the same": ({"union.balance-classes": True}, {"union.balance-classes": False}),
+}
+"""Part of the server's step -> what says it, and what leaves it out."""
+
+TRIED: dict[str, Said] = {
+    "no descent": {"distill.iterations": 0, "distill.warm-iterations": 0},
+    "30 and 20 descents": {"distill.iterations": 30, "distill.warm-iterations": 20},
+    "no warm start": {"distill.warm-start": False},
+    "teachers alone": {"union.teacher-share": 1.0},
+    "0.4 of the mean": {"union.aggregate-share": 0.4},
+    "clients with balanced softmax": {"client.loss": "balanced-softmax"},
+    "3 rounds of images": {"union.replay-rounds": 3},
+    "6 images a class": {"distill.images-per-class": 6},
+    "soft labels": {"distill.labels": "soft"},
+    "2 waypoints": {"client.checkpoints": 2},
+    "angle": {"distill.distance": "cosine"},
+    "best of 4 samples": {"distill.candidates": 4},
+}
+"""What differs from the recipe in one thing."""
+
+NONE: Said = {key: value for _, without in PARTS.values() for key, value in without.items()}
+
+
+def _row(label: str, said: Said) -> Entry:
+    return Entry(label, {"method": OURS, **said}, tuned_as=OURS)
+
+
+ROWS = (
+    Entry(OURS),
+    *(_row(f"without {part}", without) for part, (_, without) in PARTS.items()),
+    _row("no part", NONE),
+    *(_row(f"{part}, alone", {**NONE, **only}) for part, (only, _) in PARTS.items()),
+    *(_row(label, said) for label, said in TRIED.items()),
+)
+"""In the order in which they are run."""
