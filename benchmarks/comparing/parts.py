@@ -17,7 +17,8 @@ PARTS: dict[str, tuple[Said, Said]] = {
 
 TRIED: dict[str, Said] = {
     "no descent": {"distill.iterations": 0, "distill.warm-iterations": 0},
-    "30 and 20 descents": {"distill.iterations": 30, "distill.warm-iterations": 20},
+    "20 descents a warm round": {"distill.warm-iterations": 20},
+    "12 descents at first": {"distill.iterations": 12},
     "no warm start": {"distill.warm-start": False},
     "teachers alone": {"union.teacher-share": 1.0},
     "0.4 of the mean": {"union.aggregate-share": 0.4},

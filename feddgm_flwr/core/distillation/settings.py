@@ -17,7 +17,7 @@ class DistillConfig(Settings):
         3, "Synthetic images of each distilled class of a client (ipc).", ge=1, paper=10
     )
     iterations: int = setting(
-        12, "Descent steps on a client's latents in its first round.", ge=0, paper=100
+        30, "Descent steps on a client's latents in its first round.", ge=0, paper=100
     )
     warm_iterations: int = setting(
         8,
