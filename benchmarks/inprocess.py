@@ -88,7 +88,7 @@ def run(
                 for i, data in enumerate(client_sets(config.data, clients, config.seed))
             ]
             state, report = server.advance(state, updates, clients)
-            rounds.append(Round(number, score(state).accuracy, state, report))
+            rounds.append(Round(number, score(server.shown(state)).accuracy, state, report))
             on_round(rounds[-1])
     finally:
         server.close()

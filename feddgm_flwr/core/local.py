@@ -55,7 +55,7 @@ class ClientConfig(TrainConfig):
     )
     compile: bool = setting(
         False,
-        "Let torch compile the training step of full batches: the same to rounding in 0.4 to 0.7 "
+        "Let torch compile the training step of full batches: the same to rounding in 0.4 to 0.8 "
         "of the time on one core; seconds at the start of each process, and a compiler needed.",
     )
     device: str = setting("auto", "`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
@@ -90,12 +90,15 @@ class Walk:
         Gradient steps made.
     loss
         Mean loss of the last epoch.
+    model
+        The module that was trained, where it was trained.
     """
 
     params: Params
     checkpoints: tuple[Params, ...]
     steps: int
     loss: float
+    model: nn.Module = field(compare=False, repr=False)
 
 
 def walk(
@@ -130,7 +133,7 @@ def walk(
         compile=config.compile,
         on_step=on_step if marks else None,
     )
-    return Walk(on_cpu(params_of(model)), tuple(passed), steps, loss)
+    return Walk(on_cpu(params_of(model)), tuple(passed), steps, loss, model)
 
 
 def class_counts(task: Task, data: ImageSet) -> Int[Tensor, " k"]:

@@ -306,7 +306,7 @@ class RoundKeeper(Strategy):
         now = self._round
         if not self._config.rounds.federated_evaluation:
             return []
-        task = Task(self.state.surrogate, now.number)
+        task = Task(self._half.shown(self.state).surrogate, now.number)
         return self._ask("evaluate", MessageType.EVALUATE, dict.fromkeys(now.nodes, task))
 
     def aggregate_evaluate(
@@ -346,7 +346,7 @@ class RoundKeeper(Strategy):
             return None
         number = self._round.number
         with phase("score", number, self._emit), threads(self._threads):
-            scores = self._score(self.state)
+            scores = self._score(self._half.shown(self.state))
         self._emit(Scored(round=number, **asdict(scores)))
         if server_round == 0:
             self.results.initial = scores

@@ -18,6 +18,7 @@ MODULES = {
     "fedrs": "fedrs",
     "fedlc": "fedlc",
     "moon": "moon",
+    "ccvr": "ccvr",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",
