@@ -86,5 +86,5 @@ def federate(
         draw_owners(config, spec, keeper.roster.num_partitions, folder)
         add_control(side, log.emit)
         keeper.run(grid)
-        save_models(keeper.state, folder)
+        save_models(side.half.shown(keeper.state), folder)
         draw_results(keeper.results, folder)

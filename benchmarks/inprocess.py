@@ -159,12 +159,12 @@ def rounds_of(
             after = first_state(config, tools, quiet)
             if not config.makes_images:
                 after = replace(after, global_models={})
-            yield Round(0, score(after).accuracy, after)
+            yield Round(0, score(server.shown(after)).accuracy, after)
         state = after
         while state.server_round < config.num_server_rounds:
             done = _round(config, tools, server, state, clients)
             state = done.state
-            yield replace(done, accuracy=score(state).accuracy)
+            yield replace(done, accuracy=score(server.shown(state)).accuracy)
     finally:
         server.close()
 

@@ -17,6 +17,7 @@ BASELINES = [
     "fedrs",
     "fedlc",
     "moon",
+    "ccvr",
     "fedavgm",
     "fedadam",
     "fedyogi",

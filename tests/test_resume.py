@@ -58,7 +58,17 @@ def copied(tmp_path):
 
 @pytest.mark.parametrize(
     "method",
-    ["feddgm", "fedprox", "scaffold", "moon", "fedavgm", "fedadam", "fedyogi", "fedadagrad"],
+    [
+        "feddgm",
+        "fedprox",
+        "scaffold",
+        "moon",
+        "ccvr",
+        "fedavgm",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+    ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, tmp_path):
     how = {

@@ -58,7 +58,7 @@ def same(a, b) -> bool:
         return a.dtype == b.dtype and torch.equal(a, b)
     if dataclasses.is_dataclass(a):
         return type(a) is type(b) and all(
-            same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)
+            same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a) if f.compare
         )
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[k], b[k]) for k in a)

@@ -55,7 +55,7 @@ class ClientConfig(TrainConfig):
     )
     compile: bool = setting(
         False,
-        "Let torch compile the training step of full batches: the same to rounding in 0.4 to 0.7 "
+        "Let torch compile the training step of full batches: the same to rounding in 0.4 to 0.8 "
         "of the time on one core; seconds at the start of each process, and a compiler needed.",
     )
     device: str = setting("auto", "`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
@@ -92,6 +92,8 @@ class Walk:
         Mean loss of the last epoch.
     made
         What a method made instead of, or beside, the parameters.
+    model
+        The module that was trained, where it was trained; None where none was.
     """
 
     params: Params
@@ -99,6 +101,7 @@ class Walk:
     steps: int
     loss: float
     made: Extra = field(default_factory=Extra)
+    model: nn.Module | None = field(default=None, compare=False, repr=False)
 
 
 @runtime_checkable
@@ -152,7 +155,7 @@ def walk(
         compile=config.compile,
         on_step=on_step if marks else None,
     )
-    return Walk(on_cpu(params_of(model)), tuple(passed), steps, loss)
+    return Walk(on_cpu(params_of(model)), tuple(passed), steps, loss, model=model)
 
 
 def class_counts(task: Task, data: ImageSet) -> Int[Tensor, " k"]:

@@ -17,8 +17,10 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.params import Params
 from feddgm_flwr.core.settings import Settings, Words, check, setting
 
 SMALL = 64
@@ -169,6 +171,15 @@ def build_surrogate(config: SurrogateConfig, spec: ImageSpec) -> ConvNet:
 def extractor(model: nn.Module) -> nn.Module:
     """Return all of a surrogate but its last layer, the classifier: the same layers."""
     return nn.Sequential(OrderedDict(list(model.named_children())[:-1]))
+
+
+def features(
+    model: nn.Module, params: Params, images: Float[Tensor, "n c h w"]
+) -> Float[Tensor, "n d"]:
+    """Return what a surrogate like ``model``, with other ``params``, hands to its classifier."""
+    own = {k: p.to(images) for k, p in params.items() if not k.startswith("classifier.")}
+    found: Tensor = functional_call(extractor(model), own, (images,))
+    return found
 
 
 def build_global_model(name: str, spec: ImageSpec, surrogate: SurrogateConfig) -> nn.Module:

@@ -204,17 +204,20 @@ class RoundKeeper(Strategy):
         return self._ask(
             "clients",
             MessageType.TRAIN,
-            {p: replace(self._task(p), extra=self._half.down(self.state, p)) for p in chosen},
+            {
+                p: replace(self._task(p, self.state), extra=self._half.down(self.state, p))
+                for p in chosen
+            },
         )
 
     def _surrogate_for(self, partition_id: int, node: int) -> str:
         said = self.roster.said_width(node)
         return self._config.surrogate.name_for(partition_id, said)
 
-    def _task(self, partition_id: int) -> Task:
+    def _task(self, partition_id: int, state: ServerState) -> Task:
         """Return a task with the client's own kind of surrogate."""
         name = self._round.surrogates[partition_id]
-        return Task(self.state.surrogates[name], self._round.number)
+        return Task(state.surrogates[name], self._round.number)
 
     def _expected(self, name: str) -> messages.Expected:
         """Return what the replies of one surrogate's clients must be like."""
@@ -287,7 +290,9 @@ class RoundKeeper(Strategy):
         now = self._round
         if not self._config.rounds.federated_evaluation:
             return []
-        return self._ask("evaluate", MessageType.EVALUATE, {p: self._task(p) for p in now.nodes})
+        state = self._half.shown(self.state)
+        tasks = {p: self._task(p, state) for p in now.nodes}
+        return self._ask("evaluate", MessageType.EVALUATE, tasks)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -328,7 +333,7 @@ class RoundKeeper(Strategy):
             return None
         number = self._round.number
         with phase("score", number, self._emit), threads(self._threads):
-            scores = self._score(self.state)
+            scores = self._score(self._half.shown(self.state))
         self._emit(Scored(round=number, **asdict(scores)))
         if server_round == 0:
             self.results.initial = scores

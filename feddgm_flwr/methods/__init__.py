@@ -23,6 +23,7 @@ MODULES = {
     "feddm": "feddm",
     "dynafed": "dynafed",
     "moon": "moon",
+    "ccvr": "ccvr",
     "fedavgm": "flowers",
     "fedadam": "flowers",
     "fedyogi": "flowers",

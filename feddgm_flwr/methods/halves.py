@@ -50,6 +50,10 @@ def _plain(task: Task, data: ImageSet) -> Rule:
     return PLAIN
 
 
+def _as_it_is(state: ServerState) -> ServerState:
+    return state
+
+
 def _unasked(extra: Extra) -> str:
     return "" if extra == Extra() else "it sends more than this method asks for"
 
@@ -81,6 +85,8 @@ class ServerHalf:
     ----------
     down
         What goes to a client (by partition id) beside the surrogate.
+    shown
+        The state as it is scored and saved for use, where that is not what clients are sent.
     wrong
         Why a reply's addition cannot be believed, or "".
     takes_params
@@ -91,6 +97,7 @@ class ServerHalf:
 
     advance: Advance
     down: Callable[[ServerState, int], Extra] = _nothing_down
+    shown: Callable[[ServerState], ServerState] = _as_it_is
     wrong: Callable[[Extra], str] = _unasked
     takes_params: bool = True
     close: Callable[[], None] = lambda: None

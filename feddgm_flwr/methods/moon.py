@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cosine_similarity, softplus
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.local import Task
-from feddgm_flwr.core.models import extractor
+from feddgm_flwr.core.models import extractor, features
 from feddgm_flwr.core.params import Params, weighted_mean
 from feddgm_flwr.core.settings import Settings, setting
 from feddgm_flwr.core.state import ClientUpdate, Extra, ServerState
@@ -50,29 +49,19 @@ def contrastive_loss(
     received: Params, previous: Params, *, mu: float, temperature: float
 ) -> Objective:
     """Return the loss of a client that was sent ``received`` and last ended at ``previous``."""
-    anchors = [_of_extractor(received), _of_extractor(previous)]
 
     def objective(
         model: nn.Module, images: Tensor, targets: Tensor, weights: Tensor | None
     ) -> Tensor:
-        features = extractor(model)
-        z = features(images)
+        z = extractor(model)(images)
         with torch.no_grad():
-            z_t, z_i = (functional_call(features, _like(p, z), (images,)) for p in anchors)
+            z_t, z_i = (features(model, p, images) for p in (received, previous))
         # -log(e^a / (e^a + e^b)) = softplus(b - a)
         away = (cosine_similarity(z, z_i) - cosine_similarity(z, z_t)) / temperature
         loss = weighted_loss(model.get_submodule("classifier")(z), targets, weights)
         return loss + mu * softplus(away).mean()
 
     return objective
-
-
-def _of_extractor(params: Params) -> Params:
-    return {name: p for name, p in params.items() if not name.startswith("classifier.")}
-
-
-def _like(params: Params, z: Tensor) -> Params:
-    return {name: p.to(z) for name, p in params.items()}
 
 
 def rule(task: Task, *, mu: float, temperature: float) -> Rule:
