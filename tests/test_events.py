@@ -1,8 +1,8 @@
 """Laws of events: every kind survives its line, and no content of a log stops its reader."""
 
 import json
-import re
 import math
+import re
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Literal, get_args, get_origin, get_type_hints
