@@ -13,6 +13,7 @@ import platform
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -138,7 +139,52 @@ def machine() -> dict[str, str | int]:
     }
 
 
-class RunLog:
+class OpenLog(ABC):
+    """What the log of a run does while it is open: it beats, warns once, and tells how it ended."""
+
+    def __init__(self, folder: Path, beat_s: float) -> None:
+        self._file = EventFile(folder / FILE)
+        self._heart, self._load = Heart(self._beat, beat_s), Load()
+        self._round = 0
+        self._warned: set[object] = set()
+
+    @abstractmethod
+    def _beat(self) -> None:
+        """Tell that the run is alive."""
+
+    @abstractmethod
+    def _end(self, status: "Status", reason: str) -> None:
+        """Tell how the run ended."""
+
+    @abstractmethod
+    def _warn(self, what: object, error: Exception) -> None:
+        """Say that ``what`` misses events."""
+
+    def _warn_once(self, what: object, error: Exception) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            self._warn(what, error)
+
+    def __enter__(self) -> Self:
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Say how the run ended, whatever happened, and close the file."""
+        self._heart.stop()
+        self._end(*ending(error))
+        try:
+            self._file.close()
+        except OSError as failure:
+            self._warn_once(FILE, failure)
+
+
+class RunLog(OpenLog):
     """The log of one run: ``tell`` appends an event, leaving the block says how it ended.
 
     Attributes
@@ -148,12 +194,9 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *listeners: Listener, beat_s: float = BEAT_S) -> None:
+        super().__init__(folder, beat_s)
         self.folder = folder
-        self._file = EventFile(folder / FILE)
         self._listeners = listeners
-        self._heart, self._load = Heart(self._beat, beat_s), Load()
-        self._round = 0
-        self._warned: set[object] = set()
 
     def tell(self, kind: str, server_round: int, **fields: object) -> None:
         """Append one event and tell the listeners; a number must be finite."""
@@ -171,29 +214,11 @@ class RunLog:
     def _beat(self) -> None:
         self.tell("heartbeat", self._round, pid=os.getpid(), load=self._load())
 
-    def _warn_once(self, what: object, error: Exception) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            logger.warning("an event is lost, and the run goes on: %r", error)
-
-    def __enter__(self) -> Self:
-        self._heart.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Say how the run ended, whatever happened, and close the file."""
-        self._heart.stop()
-        status, reason = ending(error)
+    def _end(self, status: "Status", reason: str) -> None:
         self.tell("run-end", self._round, status=status, reason=reason)
-        try:
-            self._file.close()
-        except OSError as failure:
-            self._warn_once(self._file, failure)
+
+    def _warn(self, what: object, error: Exception) -> None:
+        logger.warning("an event is lost, and the run goes on: %r", error)
 
 
 Status = Literal["completed", "failed", "stopped"]

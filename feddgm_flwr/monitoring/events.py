@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TypeGuard
 
 from feddgm_flwr.events import (
@@ -32,7 +31,7 @@ from feddgm_flwr.events import (
     TrainProgress,
     to_line,
 )
-from flwr_dashboard.writer import BEAT_S, FILE, EventFile, Heart, Load, ending
+from flwr_dashboard.writer import BEAT_S, FILE, OpenLog, Status
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ PROGRESS_EVERY_S = 1.0
 """Least time on disk between two events of progress of one client or model."""
 
 
-class EventLog:
+class EventLog(OpenLog):
     """Appends events to a run folder and passes them on; from any thread.
 
     Parameters
@@ -61,13 +60,11 @@ class EventLog:
     def __init__(
         self, out_dir: Path, *listeners: Emit, load: Callable[[], dict[str, float]] = dict
     ) -> None:
-        self._file = EventFile(out_dir / FILE)
+        super().__init__(out_dir, BEAT_S)
         self._listeners = listeners
         self._throttle = _Throttle()
-        self._heart, self._load, self._further_load = Heart(self._beat, BEAT_S), Load(), load
-        self._round = 0
+        self._further_load = load
         self._lock = threading.Lock()
-        self._warned: set[object] = set()
 
     def emit(self, event: Event) -> None:
         """Write one event, unless it is one of too many of progress, and tell the listeners."""
@@ -89,29 +86,11 @@ class EventLog:
         load = {**self._load(), **self._further_load()}
         self.emit(Heartbeat(round=self._round, pid=os.getpid(), load=load))
 
-    def _warn_once(self, what: object, error: Exception) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            logger.warning("%s misses events, and the run goes on: %r", what, error)
-
-    def __enter__(self) -> "EventLog":
-        self._heart.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Say how the run ended, whatever happened, and close the file."""
-        self._heart.stop()
-        status, reason = ending(error)
+    def _end(self, status: Status, reason: str) -> None:
         self.emit(RunEnd(round=self._round, status=status, reason=reason))
-        try:
-            self._file.close()
-        except OSError as failure:
-            self._warn_once(FILE, failure)
+
+    def _warn(self, what: object, error: Exception) -> None:
+        logger.warning("%s misses events, and the run goes on: %r", what, error)
 
 
 class _Throttle:
