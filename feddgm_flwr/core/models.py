@@ -139,9 +139,7 @@ class ConvNet(nn.Sequential):
             layers[f"block{index + 1}"] = self._block(channels)
             channels = self.width
         layers["flatten"] = nn.Flatten()
-        layers["classifier"] = nn.Linear(
-            channels * (spec.size >> self.depth) ** 2, spec.num_classes
-        )
+        layers[HEAD] = nn.Linear(channels * (spec.size >> self.depth) ** 2, spec.num_classes)
         super().__init__(layers)
 
     def _block(self, channels: int) -> nn.Sequential:
@@ -177,7 +175,7 @@ def features(
     model: nn.Module, params: Params, images: Float[Tensor, "n c h w"]
 ) -> Float[Tensor, "n d"]:
     """Return what a surrogate like ``model``, with other ``params``, hands to its classifier."""
-    own = {k: p.to(images) for k, p in params.items() if not k.startswith("classifier.")}
+    own = {k: p.to(images) for k, p in params.items() if not k.startswith(f"{HEAD}.")}
     found: Tensor = functional_call(extractor(model), own, (images,))
     return found
 

@@ -24,12 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from feddgm_flwr.core.models import HEAD
 from feddgm_flwr.core.params import Params, weighted_mean
 from feddgm_flwr.core.training import TrainConfig, steps_of
 
 ROUNDING = 2.0**-23
 """Of a float32, relative, a step; twice the worst."""
-CLASSIFIER = ("classifier.weight", "classifier.bias")
+CLASSIFIER = (f"{HEAD}.weight", f"{HEAD}.bias")
 
 
 def owned_classes(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import Task, Walk, balanced_softmax, class_counts
-from feddgm_flwr.core.models import features
+from feddgm_flwr.core.models import HEAD, features
 from feddgm_flwr.core.ownership import CLASSIFIER
 from feddgm_flwr.core.params import Params, load_params, params_of, weighted_mean
 from feddgm_flwr.core.seeding import derive
@@ -150,7 +150,7 @@ def calibrated(
     weight = classifier[CLASSIFIER[0]]
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     model = nn.Sequential(nn.Flatten(), layer).to(weight)
-    load_params(layer, {name.removeprefix("classifier."): p for name, p in classifier.items()})
+    load_params(layer, {name.removeprefix(f"{HEAD}."): p for name, p in classifier.items()})
     train(
         model,
         features.to(weight)[:, :, None, None],
@@ -159,7 +159,7 @@ def calibrated(
         rng=rng,
         rule=Rule(objective=balanced_softmax(moments.counts.sign() * config.samples)),
     )
-    return {f"classifier.{name}": p for name, p in params_of(layer).items()}
+    return {f"{HEAD}.{name}": p for name, p in params_of(layer).items()}
 
 
 @torch.no_grad()

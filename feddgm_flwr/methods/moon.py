@@ -23,7 +23,7 @@ from torch.nn.functional import cosine_similarity, softplus
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.local import Task
-from feddgm_flwr.core.models import extractor, features
+from feddgm_flwr.core.models import HEAD, extractor, features
 from feddgm_flwr.core.params import Params, weighted_mean
 from feddgm_flwr.core.settings import Settings, setting
 from feddgm_flwr.core.state import ClientUpdate, Extra, ServerState
@@ -58,7 +58,7 @@ def contrastive_loss(
             z_t, z_i = (features(model, p, images) for p in (received, previous))
         # -log(e^a / (e^a + e^b)) = softplus(b - a)
         away = (cosine_similarity(z, z_i) - cosine_similarity(z, z_t)) / temperature
-        loss = weighted_loss(model.get_submodule("classifier")(z), targets, weights)
+        loss = weighted_loss(model.get_submodule(HEAD)(z), targets, weights)
         return loss + mu * softplus(away).mean()
 
     return objective
