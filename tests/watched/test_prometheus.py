@@ -66,6 +66,11 @@ class Prometheus:
         with urllib.request.urlopen(f"{self._at}/-/ready", timeout=5) as answer:
             return answer.status == 200
 
+    def watches(self):
+        """Whether it knows of a target: it hands itself those of its file every 5 seconds."""
+        with urllib.request.urlopen(f"{self._at}/api/v1/targets", timeout=5) as answer:
+            return bool(json.load(answer)["data"]["activeTargets"])
+
     def series(self, query):
         """Return the series that ``query`` had, each with its values, since Prometheus began."""
         asked = {"query": query, "start": self.began, "end": time.time(), "step": "0.25"}
@@ -102,12 +107,12 @@ def prometheus(folder, metrics_port):
             server, until = Prometheus(port), time.monotonic() + 60
             while True:
                 try:
-                    if server.ready():
+                    if server.ready() and server.watches():
                         break
                 except OSError:
                     assert process.poll() is None, (folder / "log").read_text()
-                    assert time.monotonic() < until, "Prometheus does not start"
-                    time.sleep(0.1)
+                assert time.monotonic() < until, "Prometheus does not start"
+                time.sleep(0.1)
             server.began = time.time()
             yield server
         finally:
