@@ -6,7 +6,7 @@ round.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from feddgm_flwr.core.augment import NAMES, Pixels, augment
+from feddgm_flwr.core.capturing import Captured, Step
 from feddgm_flwr.core.compiling import compiled
 from feddgm_flwr.core.settings import Settings, setting
 
@@ -104,8 +105,8 @@ def train(
     weights
         Importance of each image, mean 1.
     compile
-        Compile the rule's objective for batches of the full size; a smaller last one goes through
-        it as it is, so that nothing is compiled twice.
+        Compile the rule's objective for batches of the full size, or on a GPU record the whole
+        step; a smaller last one goes through as it is, so that nothing is compiled twice.
     on_step
         Called with the steps done.
     on_epoch
@@ -137,32 +138,72 @@ def train(
         weight_decay=config.weight_decay,
         foreach=True,
     )
-    parameters = list(model.parameters())
+    step = _Step(model, optimizer, rule.objective, rule)
+    whole = _made_fast(step, data, config, device) if compile else step
     pixels = pixels_of(model)
-    whole = compiled(rule.objective) if compile else rule.objective
     steps = 0
     model.train()
     for epoch in range(config.epochs):
         total = torch.zeros((), device=device)
-        for chosen in epoch_batches(len(images), config.batch_size, model, rng=rng):
+        for chosen in epoch_batches(
+            len(images), config.batch_size, model, rng=rng, device=images.device
+        ):
             x, y, w = _batch(data, chosen, device)
             x = augment(x, config.augment, rng=rng, pixels=pixels)
-            objective = whole if len(chosen) == config.batch_size else rule.objective
-            loss = objective(model, x, y, w)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            if rule.adjust:
-                rule.adjust(parameters)
-            optimizer.step()
+            loss = (whole if len(chosen) == config.batch_size else step)(x, y, w)
             steps += 1
             if on_step:
                 on_step(steps)
-            total += loss.detach() * len(chosen)
+            total += loss * len(chosen)
         # One look an epoch: asking a GPU at every step would make it wait.
         mean = _finite(float(total) / len(images), epoch, config.lr)
         if on_epoch:
             on_epoch(epoch + 1, mean)
     return mean
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step of SGD on a batch."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    rule: Rule
+
+    def __call__(self, images: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the batch's loss before the step."""
+        loss = self.objective(self.model, images, targets, weights)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if self.rule.adjust:
+            self.rule.adjust(list(self.model.parameters()))
+        self.optimizer.step()
+        return loss.detach()
+
+    def momenta(self) -> list[Tensor]:
+        """Return the optimiser's momentum buffers; there are none before its first step."""
+        found = (s.get("momentum_buffer") for s in self.optimizer.state.values())
+        return [buffer for buffer in found if buffer is not None]
+
+
+def _made_fast(
+    step: _Step,
+    data: tuple[Tensor, Tensor, Tensor | None],
+    config: TrainConfig,
+    device: torch.device,
+) -> Step:
+    """Return ``step`` for full batches: compiled on a CPU, one CUDA graph on a GPU."""
+    if device.type != "cuda":
+        return replace(step, objective=compiled(step.objective))
+    if len(data[0]) < config.batch_size:
+        return step  # there are no full batches
+    step.model.train()
+    first = torch.arange(config.batch_size, device=data[0].device)
+    recorded = Captured(step, _batch(data, first, device), list(step.model.state_dict().values()))
+    for momentum in step.momenta():
+        momentum.zero_()  # as if no step had been taken: a buffer of zeros adds nothing
+    return recorded
 
 
 def pixels_of(model: nn.Module) -> Pixels | None:
@@ -177,14 +218,19 @@ def steps_of(n: int, config: TrainConfig) -> int:
 
 
 def epoch_batches(
-    n: int, size: int, model: nn.Module, *, rng: torch.Generator
+    n: int,
+    size: int,
+    model: nn.Module,
+    *,
+    rng: torch.Generator,
+    device: torch.device | None = None,
 ) -> list[Int[Tensor, " batch"]]:
-    """Return a seeded permutation of 0..n-1 in batches.
+    """Return a seeded permutation of 0..n-1 in batches, on ``device``: by one copy an epoch.
 
     A last batch of one joins its neighbour where the model has batch norm, which needs
     two.
     """
-    batches = list(torch.split(torch.randperm(n, generator=rng), size))
+    batches = list(torch.split(torch.randperm(n, generator=rng).to(device), size))
     if len(batches) > 1 and len(batches[-1]) == 1 and _has_batch_norm(model):
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
@@ -205,11 +251,10 @@ def _batch(
     data: tuple[Tensor, Tensor, Tensor | None], chosen: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     images, targets, weights = data
-    index = chosen.to(images.device)
     return (
-        images[index].to(device),
-        targets[index].to(device),
-        None if weights is None else weights[index].to(device),
+        images[chosen].to(device),
+        targets[chosen.to(targets.device)].to(device),
+        None if weights is None else weights[chosen.to(weights.device)].to(device),
     )
 
 

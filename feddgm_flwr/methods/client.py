@@ -71,6 +71,7 @@ class Client:
     def train(self, task: Task, data: ImageSet) -> Walk:
         """Train the surrogate on ``data`` by the method's rule, or do what it does instead."""
         config, spec = self.config, self.spec
+        task = task.to(self.device)  # so that no step of training has to move anything
         return self.half.walk(
             self.network(),
             data,

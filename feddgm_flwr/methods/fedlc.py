@@ -36,7 +36,8 @@ class FedLCConfig(Settings):
 
 def calibrated_loss(counts: Int[Tensor, " k"], tau: float) -> Objective:
     """Return the loss of a client that has ``counts`` images of each class; ``tau`` > 0."""
-    return adjusted_loss(torch.ones(len(counts)), -tau * counts.float().pow(-0.25))
+    shift = -tau * counts.float().pow(-0.25)
+    return adjusted_loss(torch.ones_like(shift), shift)
 
 
 def _client(config: RunConfig) -> ClientHalf:

@@ -36,7 +36,7 @@ class FedRSConfig(Settings):
 def restricted_softmax(counts: Int[Tensor, " k"], alpha: float) -> Objective:
     """Return the loss of a client that has ``counts`` images of each class."""
     scale = torch.where(counts > 0, 1.0, alpha)
-    return adjusted_loss(scale, torch.zeros(len(counts)))
+    return adjusted_loss(scale, torch.zeros_like(scale))
 
 
 def _client(config: RunConfig) -> ClientHalf:
