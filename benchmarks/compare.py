@@ -14,12 +14,15 @@ How long: benchmarks/README.md.
 import argparse
 import logging
 import signal
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from comparing.entries import ENTRIES, Entry
 from comparing.job import Job
 from comparing.presets import PRESETS, division
+
+from feddgm_flwr.core.settings import Scalar
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,13 +46,32 @@ def options(about: str | None, among: Sequence[Entry] = ENTRIES) -> argparse.Nam
     say("--classes-per-client", type=int, help="divide by classes instead")
     say("--rounds", type=int, help="other than the preset's, for a trial")
     say("--prior", type=Path, help="folder of the autoencoder, where the preset has one")
+    say(
+        "--set",
+        type=setting,
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="tell all runs more than the preset does, for a trial: client.epochs=2",
+    )
     say("--workers", type=int, default=2, help="runs at a time, each on one thread")
+    say("--device", default="", help="auto, cpu or cuda, whatever the preset says")
     say("--out", type=Path, help="folder of the runs; default benchmarks/results/PRESET")
     say("--tune", action="store_true", help="choose each row's settings by its grid")
     say("--untuned", action="store_true", help="run rows that were not tuned, as the preset says")
     say("--list", action="store_true", help="show the runs and which are done")
     say("--report-only", action="store_true", help="make tables and plots of what is done")
     return parser.parse_args()  # fmt: skip
+
+
+def setting(text: str) -> tuple[str, Scalar]:
+    """Return what KEY=VALUE says, the value as in a run config: a word needs no quotes."""
+    key, _, value = text.partition("=")
+    try:
+        read: Scalar = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        read = value
+    return key, read
 
 
 def job_of(chosen: argparse.Namespace, among: Sequence[Entry] = ENTRIES, table: str = "") -> Job:
@@ -67,6 +89,8 @@ def job_of(chosen: argparse.Namespace, among: Sequence[Entry] = ENTRIES, table: 
         labels=chosen.methods,
         among=among,
         table=table,
+        device=chosen.device,
+        said=dict(chosen.set),
     )
 
 

@@ -5,7 +5,8 @@ of times. ``run`` takes any method of ``feddgm_flwr.methods`` by its two halves,
 clients on the same partitions from the same seeds as the apps do, a round's clients drawn as the
 ServerApp draws them. Its numbers differ from those of ``flwr run`` only through rounding: the
 ServerApp trains models on all cores, a sweep on one. ``rounds_of`` gives the rounds one by one,
-from any state on. Not here: nothing travels (bytes are counted on messages that are made and
+from any state on; clients train by a function that can be given (``Local``), such as one that keeps
+what several runs share. Not here: nothing travels (bytes are counted on messages that are made and
 dropped), and no reply is lost or screened: a client that diverges ends the run.
 No claim; what others measure with.
 """
@@ -22,13 +23,14 @@ import torch
 from feddgm_flwr.build import CPU, Tools, build_tools, first_state
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.images import ImageSet
-from feddgm_flwr.core.local import Task
+from feddgm_flwr.core.local import Task, Walk
 from feddgm_flwr.core.params import all_finite
 from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
 from feddgm_flwr.data.datasets import load, spec_of
 from feddgm_flwr.data.partition import client_images
 from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.events import Event
+from feddgm_flwr.federation.machine import name_of
 from feddgm_flwr.federation.messages import reply_content, size_of, task_content
 from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.federation.scoring import Scorer
@@ -60,6 +62,9 @@ class Seconds:
     wall: float = 0.0
     cpu: float = 0.0
 
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.wall + other.wall, self.cpu + other.cpu)
+
 
 class Stopwatch:
     """Adds up the seconds of the blocks that it times."""
@@ -72,10 +77,36 @@ class Stopwatch:
         """Time a block."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
-        self.seconds = Seconds(
-            self.seconds.wall + time.perf_counter() - wall,
-            self.seconds.cpu + time.process_time() - cpu,
-        )
+        self.seconds += Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A client's training.
+
+    Attributes
+    ----------
+    seconds
+        What it took.
+    where
+        Name of the device that did it.
+    """
+
+    walk: Walk
+    seconds: Seconds
+    where: str
+
+
+Local = Callable[[Client, Task, ImageSet], Trained]
+"""How a client trains on its images; it may know the outcome already."""
+
+
+def train_now(client: Client, task: Task, data: ImageSet) -> Trained:
+    """Train, as the ClientApp does."""
+    watch = Stopwatch()
+    with watch.running():
+        walk = client.train(task, data)
+    return Trained(walk, watch.seconds, name_of(client.device))
 
 
 @dataclass(frozen=True)
@@ -88,12 +119,16 @@ class Cost:
         Bytes of the messages to the clients and of their replies.
     clients, server
         Local training, and all that the server does between two rounds but scoring.
+    clients_on, server_on
+        Names of the devices that did it.
     """
 
     down: int = 0
     up: int = 0
     clients: Seconds = Seconds()
     server: Seconds = Seconds()
+    clients_on: str = "cpu"
+    server_on: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -142,8 +177,14 @@ def rounds_of(
     *,
     after: ServerState | None = None,
     device: torch.device = CPU,
+    local: Local = train_now,
 ) -> Iterator[Round]:
     """Yield the start (round 0) and each round of a run, or those that follow state ``after``.
+
+    Parameters
+    ----------
+    local
+        How clients train; its seconds count as the round's, whenever they were spent.
 
     Raises
     ------
@@ -162,7 +203,7 @@ def rounds_of(
             yield Round(0, score(server.shown(after)).accuracy, after)
         state = after
         while state.server_round < config.num_server_rounds:
-            done = _round(config, tools, server, state, clients)
+            done = _round(config, tools, server, state, clients, local)
             state = done.state
             yield replace(done, accuracy=score(server.shown(state)).accuracy)
     finally:
@@ -170,7 +211,12 @@ def rounds_of(
 
 
 def _round(
-    config: RunConfig, tools: Tools, server: ServerHalf, state: ServerState, clients: int
+    config: RunConfig,
+    tools: Tools,
+    server: ServerHalf,
+    state: ServerState,
+    clients: int,
+    local: Local,
 ) -> Round:
     """Return one round, not yet scored."""
     number = state.server_round + 1
@@ -179,16 +225,23 @@ def _round(
     with at_server.running():
         members = [Client(config, tools.spec, i, tools.device) for i in asked]
         tasks = [task_of(state, client, server) for client in members]
-    updates = []
+    updates, trained = [], []
     for client, task in zip(members, tasks, strict=True):
         data = own_images(config.data, client.partition_id, clients, config.seed)
+        trained.append(local(client, task, data))
         with at_clients.running():
-            updates.append(client.update(task, data))
+            updates.append(client.reply(task, data, trained[-1].walk))
     with at_server.running():
         new, report = server.advance(state, updates, clients)
     if not all_finite([new.surrogates, new.global_models, new.memory]):
         raise FloatingPointError(f"the server's models hold NaN or infinity after round {number}")
-    cost = Cost(*_bytes(tasks, updates), at_clients.seconds, at_server.seconds)
+    cost = Cost(
+        *_bytes(tasks, updates),
+        sum((t.seconds for t in trained), at_clients.seconds),
+        at_server.seconds,
+        " and ".join(sorted({t.where for t in trained})),
+        name_of(tools.device),
+    )
     return Round(number, {}, new, report, tuple(asked), cost)
 
 

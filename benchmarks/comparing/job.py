@@ -6,10 +6,10 @@ Puts the other modules together and computes nothing itself.
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from comparing import plots, tables, tuning
+from comparing import plots, spending, tables, tuning
 from comparing.entries import ENTRIES, Entry, roster
 from comparing.images import Prepared, prepared
 from comparing.presets import Preset, Said, division_name
@@ -34,6 +34,10 @@ class Job:
         Where tuned settings are looked for after ``out``.
     table
         Name of the table's folder, after the division; "" for the comparison's own.
+    device
+        Where runs are made; "" as the preset says.
+    said
+        What all runs are told beside the preset, for a trial; the title says it.
     """
 
     preset: Preset
@@ -43,6 +47,8 @@ class Job:
     committed: Path
     data: Path | None
     table: str = ""
+    device: str = ""
+    said: Said = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -57,16 +63,18 @@ class Job:
         labels: Sequence[str] | None,
         among: Sequence[Entry] = ENTRIES,
         table: str = "",
+        device: str = "",
+        said: Said | None = None,
     ) -> "Job":
         """Return the job; rows that cannot be run are left out, with a line each."""
-        if prior is not None:
-            said = {**preset.said, "prior.path": str(prior.resolve())}
-            preset = replace(preset, said=said)
+        said = said or {}
+        where = {} if prior is None else {"prior.path": str(prior.resolve())}
+        preset = preset.with_said({**where, **said})
         images = prepared(preset, "report", data, out / "data")
         config = RunConfig.from_run_config({**preset.common, **images.said})
         knows = build_prior(config.prior, spec_of(config.data)).conditional
         entries = roster(among, wanted=labels, conditional=knows)
-        return cls(preset, division, entries, out, committed, data, table)
+        return cls(preset, division, entries, out, committed, data, table, device, said)
 
     def tune(self, workers: int, *, only_list: bool) -> None:
         """Choose settings by every row's grid, and record all that was tried."""
@@ -124,7 +132,7 @@ class Job:
         left = [unit for unit in units if unit.name not in done]
         progress = Progress(units, done, workers)
         logger.info("%d runs, %d done before", len(units), len(units) - len(left))
-        run_all(left, self.out, workers, progress)
+        run_all([replace(u, device=self.device) for u in left], self.out, workers, progress)
         return all_stored(self.out, units)
 
     def _list(self, units: Sequence[Unit]) -> None:
@@ -145,7 +153,9 @@ class Job:
         title = self._title(images, seeds)
         note = f"\nNot tuned: {', '.join(lacking)}.\n" if lacking else ""
         table = tables.accuracy_table(rows)
-        parts = [f"# {title}\n", tables.EXPLAINED, table, note, tables.difference_table(rows)]
+        made = f"\nMade with {where}\n" if (where := spending.where_made(records)) else ""
+        differences = tables.difference_table(rows)
+        parts = [f"# {title}\n", tables.EXPLAINED, table, made, note, differences]
         write_atomically(folder / "table.md", "\n".join(parts).encode())
         whole = {"title": title, "division": dict(self.division), "runs": list(records)}
         text = json.dumps(whole, separators=(",", ":"), allow_nan=False)
@@ -157,4 +167,6 @@ class Job:
     def _title(self, images: Prepared, seeds: Sequence[int]) -> str:
         sizes = f"{images.sizes['train']:,} + {images.sizes['test']:,} images"
         how = division_name(self.division).replace("-", " ")
-        return f"{images.title}, {sizes}, {self.preset.clients} clients, {how}, seeds {seeds}"
+        else_said = "".join(f", {key} = {value}" for key, value in self.said.items())
+        clients = f"{self.preset.clients} clients"
+        return f"{images.title}, {sizes}, {clients}, {how}, seeds {seeds}{else_said}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from comparing.entries import OURS
+from comparing.spending import of_one_device, seconds, usual_device
 from comparing.statistics import Estimate, estimate
 from comparing.store import Record
 from comparing.tables import accuracy_at
@@ -32,10 +33,12 @@ GAP = 0.032
 AXES = {
     "round": "round",
     "megabyte": "megabytes to and from a client, all rounds so far",
-    "client_seconds": "processor seconds of all clients so far",
-    "server_seconds": "processor seconds of the server so far",
+    "client_seconds": "seconds of all clients so far, on {}",
+    "server_seconds": "seconds of the server so far, on {}",
 }
-"""File name -> what its horizontal axis says."""
+"""File name -> what its horizontal axis says; a device's name goes where one counts."""
+WHOSE = {"client_seconds": "clients", "server_seconds": "server"}
+"""Axis -> whose seconds it shows: only runs of one device are drawn over it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,7 @@ def spent(record: Record) -> dict[str, list[float]]:
     by_round = {
         "round": [1.0] * len(rounds),
         "megabyte": [(r["down"] + r["up"]) / r["asked"] / 1e6 for r in rounds],
-        "client_seconds": [r["clients"]["cpu"] for r in rounds],
-        "server_seconds": [r["server"]["cpu"] for r in rounds],
+        **{axis: [seconds(r, whom) for r in rounds] for axis, whom in WHOSE.items()},
     }
     return {name: np.cumsum(values).tolist() for name, values in by_round.items()}
 
@@ -79,23 +81,31 @@ def curves(records: Sequence[Record], axis: str) -> list[Curve]:
 
 def draw_all(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
     """Draw accuracy over each axis into ``folder``."""
-    return [draw(curves(records, axis), title, axis, folder / f"{axis}.png") for axis in AXES]
+    drawn = []
+    for axis, says in AXES.items():
+        shown, device = list(records), ""
+        if axis in WHOSE:
+            shown = of_one_device(records, WHOSE[axis])
+            device = usual_device(records, WHOSE[axis])
+        lines = curves(shown, axis)
+        drawn.append(draw(lines, title, says.format(device), folder / f"{axis}.png"))
+    return drawn
 
 
-def draw(lines: Sequence[Curve], title: str, axis: str, path: Path) -> Path:
-    """Draw ``lines`` with their names at their ends."""
+def draw(lines: Sequence[Curve], title: str, says: str, path: Path) -> Path:
+    """Draw ``lines`` with their names at their ends, over an axis that ``says`` what it is."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = figure_of(8.0, 5.0)
     colours = _colours(lines)
     for line in sorted(lines, key=lambda c: colours[c.name] != GREY):
         _line(axes, line, colours[line.name])
-    axes.set_xlabel(AXES[axis])
+    axes.set_xlabel(says, parse_math=False)
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=axis == "round"))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=says == AXES["round"]))
     axes.set_title(title, fontsize=10, parse_math=False)
     _name_ends(axes, lines, colours)
     save_figure(figure, path)

@@ -15,6 +15,8 @@ Said = Mapping[str, Scalar]
 OUR_PRIOR: Said = {"prior.kind": "pixel"}
 """Where no prior of ours knows the classes: the images themselves are optimised."""
 CPU: Said = {"client.device": "cpu", "server.device": "cpu"}
+ANY: Said = {"client.device": "auto", "server.device": "auto"}
+CLIENT = "client."
 WHERE_KNOWN: Said = {"client.compile": True}
 """Said where the version at hand has such a setting: it changes speed, not the method."""
 
@@ -39,6 +41,10 @@ class Preset:
         How many of the training images the clients own; 0 for all.
     said
         What all methods are told.
+    fixes_clients
+        Whether it says how clients train, so that no row's grid tries anything of theirs.
+    shares_training
+        Whether clients whose training is the same under several methods train once for all.
     """
 
     name: str
@@ -48,6 +54,8 @@ class Preset:
     clients: int = 10
     rounds: int = 10
     said: Said = field(default_factory=dict)
+    fixes_clients: bool = False
+    shares_training: bool = False
 
     @property
     def common(self) -> dict[str, Scalar]:
@@ -61,12 +69,40 @@ class Preset:
             **self.said,
         }
 
+    def tunable(self, tried: Said) -> dict[str, Scalar]:
+        """Return what of a row's ``tried`` settings may be tried here."""
+        return {k: v for k, v in tried.items() if not (self.fixes_clients and k.startswith(CLIENT))}
+
+    def with_said(self, said: Said) -> "Preset":
+        """Return the same experiment with more settings for all."""
+        return replace(self, said={**self.said, **said})
+
     def with_rounds(self, rounds: int | None) -> "Preset":
         """Return the same experiment with other ``rounds``; None leaves them."""
         return self if rounds is None else replace(self, rounds=rounds)
 
 
-GPU: Said = {"client.device": "auto", "server.device": "auto", "prior.kind": "autoencoder"}
+AS_ONE_SHOT_PAPERS: Said = {
+    "client.epochs": 200,
+    "client.lr": 0.01,
+    "client.momentum": 0.9,
+    "client.batch-size": 128,
+    "client.augment": "crop_flip",
+}
+"""Local training of DENSE and Co-Boosting, arXiv 2112.12371 and ICLR 2024."""
+LONG_TEACHING: Said = {
+    **{f"{method}.epochs": 100 for method in ("dense", "coboosting")},
+    **{f"{method}.student-steps": 50 for method in ("dense", "coboosting")},
+    **{f"{method}.batch-size": 128 for method in ("dense", "coboosting")},
+    **{f"{method}.generator-width": 64 for method in ("dense", "coboosting")},
+    "dense.generator-steps": 10,
+    "coboosting.generator-steps": 10,
+    "feddf.steps": 2000,
+    "feddf.count": 10_000,
+}
+"""What a server with a GPU can spend on its one round, for the methods that teach there."""
+
+GPU: Said = {**ANY, "prior.kind": "autoencoder"}
 
 PRESETS = {
     preset.name: preset
@@ -76,8 +112,10 @@ PRESETS = {
                said={**CPU, **OUR_PRIOR, **feddm_of_equal_bytes(24)}),
         Preset("cifar10-small", "CIFAR-10, 10,000 images", "cifar10", 10_000,
                said={**CPU, **OUR_PRIOR, **feddm_of_equal_bytes(8)}),
-        Preset("cifar10-oneshot", "CIFAR-10, one round", "cifar10", 0, rounds=1,
-               said={**CPU, **OUR_PRIOR, "client.epochs": 200}),
+        Preset("cifar10-oneshot", "CIFAR-10, one round of 200 epochs", "cifar10", 0, rounds=1,
+               said={**ANY, **OUR_PRIOR, **AS_ONE_SHOT_PAPERS, **LONG_TEACHING,
+                     "surrogate.width": 128},
+               fixes_clients=True, shares_training=True),
         Preset("hundred", "CIFAR-10, 100 clients, a tenth a round", "cifar10", 0, clients=100,
                said={**CPU, **OUR_PRIOR, "rounds.fraction-train": 0.1}),
         Preset("cifar10-paper", "CIFAR-10, the authors' settings", "cifar10", 0, rounds=20,

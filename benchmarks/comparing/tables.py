@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from comparing.entries import OURS
+from comparing.spending import WHOM, of_one_device, seconds
 from comparing.statistics import Estimate, estimate, paired, winner
 from comparing.store import Record
 
@@ -15,7 +16,8 @@ EXPLAINED = """\
 Accuracy on the test images after each round, in per cent: mean ± standard deviation between seeds.
 Bold: the highest mean of its column, where the 95 % interval of its paired difference from every
 other row excludes zero. MB: to and from each client that is asked, a round. Seconds: of a
-processor, a round, all clients together. Below, differences paired by seed with their intervals
+processor, or on the clock where a GPU computed, a round, all clients together; of runs on one
+device only, "-" for others. Below, differences paired by seed with their intervals
 (Student's t); "none" where the interval holds zero.
 """
 
@@ -49,6 +51,7 @@ def rows_of(records: Sequence[Record], ceilings: Sequence[str] = ()) -> list[Row
     """
     longest = max((record["length"] for record in records), default=0)
     rows: dict[str, Row] = {}
+    timed = {f"{whom} s": of_one_device(records, whom) for whom in WHOM}
     for record in records:
         for model in record["start"]:
             label = record["label"]
@@ -58,7 +61,8 @@ def rows_of(records: Sequence[Record], ceilings: Sequence[str] = ()) -> list[Row
                 reached = accuracy_at(record, model, number)
                 row.accuracy.setdefault(number, {})[record["seed"]] = reached
             for cost, value in costs_of(record).items():
-                row.costs.setdefault(cost, {})[record["seed"]] = value
+                if any(record is one for one in timed.get(cost, records)):
+                    row.costs.setdefault(cost, {})[record["seed"]] = value
     return list(rows.values())
 
 
@@ -71,15 +75,15 @@ def accuracy_at(record: Record, model: str, number: int) -> float:
 
 
 def costs_of(record: Record) -> dict[str, float]:
-    """Return a run's means by round: megabytes a client, and processor seconds."""
+    """Return a run's means by round: megabytes a client, and seconds."""
     rounds = record["rounds"]
     if not rounds:
         return {}
     n = len(rounds)
     return {
         "MB": sum((r["down"] + r["up"]) / r["asked"] for r in rounds) / n / 1e6,
-        "clients s": sum(r["clients"]["cpu"] for r in rounds) / n,
-        "server s": sum(r["server"]["cpu"] for r in rounds) / n,
+        "clients s": sum(seconds(r, "clients") for r in rounds) / n,
+        "server s": sum(seconds(r, "server") for r in rounds) / n,
     }
 
 

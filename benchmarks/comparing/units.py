@@ -9,8 +9,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from comparing.entries import Entry
 from comparing.images import Prepared
@@ -33,6 +35,10 @@ class Unit:
         All that its config is told, ``tried`` among it.
     rounds
         Whether there are any; without, the start alone is scored.
+    shares_training
+        Whether clients' training is kept for other runs, and theirs found.
+    device
+        Where it is run, whatever ``said`` says, which stays its name; "" as that says.
     """
 
     label: str
@@ -42,11 +48,19 @@ class Unit:
     fingerprint: str
     tried: dict[str, Scalar] = field(default_factory=dict)
     rounds: bool = True
+    shares_training: bool = False
+    device: str = ""
 
     @property
     def config(self) -> RunConfig:
         """The run's config."""
         return RunConfig.from_run_config(self.said)
+
+    def config_on(self, device: torch.device) -> RunConfig:
+        """Return the run's config as ``device`` can carry it out: only CPUs compile a client."""
+        config = self.config
+        compiles = config.client.compile and device.type == "cpu"
+        return replace(config, client=replace(config.client, compile=compiles))
 
     @property
     def length(self) -> int:
@@ -90,6 +104,7 @@ def unit_of(
         fingerprint=images.fingerprint,
         tried=dict(tried),
         rounds=entry.rounds,
+        shares_training=preset.shares_training,
     )
 
 
@@ -116,13 +131,17 @@ def comparison(
 
 
 def grids(preset: Preset, entries: Sequence[Entry], images: Prepared, division: Said) -> list[Unit]:
-    """Return the runs that tune ``entries``: one seed, half the rounds."""
+    """Return the runs that tune ``entries``: one seed, half the rounds.
+
+    Where a preset fixes how clients train, what is left of a row's grid is its other settings.
+    """
     short = preset.with_rounds(max(1, preset.rounds // 2))
-    return [
+    units = [
         unit_of(short, entry, images, division, TUNING_SEED, tried)
         for entry in entries
-        for tried in entry.grid
+        for tried in map(preset.tunable, entry.grid)
     ]
+    return list({unit.name: unit for unit in units}.values())
 
 
 def still_so(stored: Mapping[str, Any], unit: Unit) -> bool:

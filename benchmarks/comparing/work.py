@@ -1,52 +1,124 @@
 """Runs units of work: in a pool of processes, each on one thread, each run resumable by its round.
 
-Knows no table and no grid.
+Local training that several units share is done before them, client by client, so that no two
+processes train the same. Knows no table and no grid.
 """
 
 import logging
 import math
 import multiprocessing
+import os
+import platform
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from inprocess import Round, rounds_of
+from inprocess import Local, Round, own_images, quiet, rounds_of, task_of, train_now
 
+from comparing.shared import FIRST, SharedTraining
 from comparing.store import Record, keep
 from comparing.units import Unit
+from feddgm_flwr.build import build_tools, first_state
+from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.memory import keep_freed_memory
+from feddgm_flwr.core.settings import Scalar
+from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.federation import checkpoint
-from feddgm_flwr.federation.machine import device_of
+from feddgm_flwr.federation.machine import device_of, name_of
+from feddgm_flwr.federation.sampling import sampled
+from feddgm_flwr.methods.client import Client
+from feddgm_flwr.methods.halves import method_of
 from feddgm_flwr.monitoring.results import versions
+from feddgm_flwr.priors import build_prior
 
 logger = logging.getLogger(__name__)
 
+R = TypeVar("R")
+T = TypeVar("T")
 Tell = Callable[[Unit, Record], None]
 
 
 def run_all(units: Sequence[Unit], out: Path, workers: int, tell: Tell) -> None:
     """Run ``units`` in their order and keep each; ``tell`` hears of each as it is kept.
 
-    An interrupt ends the workers at once; what they had begun goes on from its last round.
+    An interrupt ends the workers at once; what they had begun goes on from its last round, and
+    clients whose training was shared and finished are not trained again.
     """
     context = multiprocessing.get_context("spawn")
+    shared = shared_training(units)
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
         try:
-            waiting = {pool.submit(run_unit, unit, out): unit for unit in units}
-            while waiting:
-                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    tell(waiting.pop(done), done.result())
+            training = {pool.submit(train_client, u, i, out): (u, i) for u, i in shared}
+            for number, _ in enumerate(_as_they_end(training), 1):
+                logger.info("%d of %d clients' shared training done", number, len(shared))
+            running = {pool.submit(run_unit, unit, out): unit for unit in units}
+            for done, unit in _as_they_end(running):
+                tell(unit, done)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+def _as_they_end(waiting: dict[Future[R], T]) -> Iterator[tuple[R, T]]:
+    """Yield each result, with what it was computed for, as soon as it is there."""
+    while waiting:
+        for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield done.result(), waiting.pop(done)
+
+
+def shared_training(units: Sequence[Unit]) -> list[tuple[Unit, int]]:
+    """Return which clients train for several of ``units``: of each such group one unit, client."""
+    first: dict[tuple[object, ...], Unit] = {}
+    for unit in units:
+        config = unit.config
+        if not unit.shares_training or not unit.length:
+            continue
+        if method_of(config.method).client(config).trains_plainly:
+            same = (config.client, config.data, config.surrogate, config.seed, unit.clients)
+            first.setdefault((*same, unit.fingerprint, _teacher(config)), unit)
+    return [
+        (unit, i)
+        for unit in first.values()
+        for i in sampled(range(unit.clients), unit.config.rounds.fraction_train, unit.seed, FIRST)
+    ]
+
+
+def _teacher(config: RunConfig) -> object:
+    """Return what makes a run's start another than the seed's fresh weights; None if nothing."""
+    if not config.starts_from_prior:
+        return None
+    prior = build_prior(config.prior, spec_of(config.data))
+    return (config.prior, config.start) if prior.conditional else None
+
+
+def train_client(unit: Unit, partition_id: int, out: Path) -> None:
+    """Do a client's part of the first round of ``unit``, for all runs that share it."""
+    device = _device(unit)
+    config = unit.config_on(device)
+    tools = build_tools(config, spec_of(config.data), device)
+    client = Client(config, tools.spec, partition_id, device)
+    task = task_of(first_state(config, tools, quiet), client, None)
+    data = own_images(config.data, partition_id, unit.clients, config.seed)
+    # A client that diverges does so in the run as well, which is where that is a result.
+    with suppress(FloatingPointError):
+        _training(unit, out)(client, task, data)
+
+
+def _training(unit: Unit, out: Path) -> Local:
+    return SharedTraining(out / "data" / "local") if unit.shares_training else train_now
+
+
+def _device(unit: Unit) -> torch.device:
+    return device_of("--device", unit.device or unit.config.server.device)
 
 
 def _begin_worker() -> None:
@@ -59,12 +131,12 @@ def _begin_worker() -> None:
 def run_unit(unit: Unit, out: Path) -> Record:
     """Run ``unit``, from its last round if it was begun before, keep and return its record."""
     partial = out / "partial" / unit.name
-    record, after = _begun(unit, partial)
-    config = unit.config
+    device = _device(unit)
+    record, after = _begun(unit, partial, device)
+    config, local = unit.config_on(device), _training(unit, out)
     began, before = time.perf_counter(), record["seconds"]
-    device = device_of("server.device", config.server.device)
     try:
-        for done in rounds_of(config, unit.clients, after=after, device=device):
+        for done in rounds_of(config, unit.clients, after=after, device=device, local=local):
             _note(record, done)
             record["seconds"] = before + time.perf_counter() - began
             if done.number >= unit.length:
@@ -79,16 +151,16 @@ def run_unit(unit: Unit, out: Path) -> Record:
     return record
 
 
-def _begun(unit: Unit, partial: Path) -> tuple[Record, Any]:
+def _begun(unit: Unit, partial: Path, device: torch.device) -> tuple[Record, Any]:
     """Return a run's record and state so far; an empty record and None where there is none."""
     if checkpoint.is_there(partial):
         saved = checkpoint.load(partial)
         if saved.config == unit.resolved:
             return saved.results, saved.state
-    return _empty(unit), None
+    return _empty(unit, device), None
 
 
-def _empty(unit: Unit) -> Record:
+def _empty(unit: Unit, device: torch.device) -> Record:
     return {
         "label": unit.label,
         "seed": unit.seed,
@@ -97,12 +169,22 @@ def _empty(unit: Unit) -> Record:
         "tried": unit.tried,
         "config": unit.resolved,
         "versions": versions(),
+        "machine": machine(device),
         "start": {},
         "rounds": [],
         "length": unit.length,
         "diverged": "",
         "seconds": 0.0,
         "finished": False,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Scalar]:
+    """Return what a run's seconds depend on, for a record that anybody may read."""
+    return {
+        "device": name_of(device),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count() or 0,
     }
 
 

@@ -3,13 +3,13 @@
 import torch
 
 from feddgm_flwr.core.settings import Scalar
+from feddgm_flwr.federation.machine import name_of
 from flwr_dashboard.writer import machine
 
 
 def facts(device: torch.device) -> dict[str, Scalar]:
     """Return what a figure of this machine depends on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {**machine(), "device": name}
+    return {**machine(), "device": name_of(device)}
 
 
 def gpu_load(device: torch.device) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The device that an app computes on."""
+"""The device that an app computes on: by its config, and by its name."""
 
 import torch
 
@@ -24,3 +24,8 @@ def device_of(key: str, name: str) -> torch.device:
             f"cuda:N, got {name!r} with torch {torch.__version__}; change it with -c"
         )
     return torch.device("cuda", int(index))
+
+
+def name_of(device: torch.device) -> str:
+    """Return a GPU's name as its maker gives it, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -76,6 +76,11 @@ class ClientHalf:
     up: Callable[[Task, Walk, ImageSet], Extra] = _nothing_up
     walk: Walker = walk
 
+    @property
+    def trains_plainly(self) -> bool:
+        """Whether a device does as it would under FedAvg, whatever it sends beside."""
+        return self.walk is walk and self.rule is _plain
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerHalf:

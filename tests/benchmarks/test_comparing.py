@@ -5,20 +5,26 @@ import math
 
 import numpy as np
 import pytest
-from comparing import tables, tuning
+import torch
+from compare import setting
+from comparing import spending, tables, tuning
 from comparing.entries import ENTRIES, GRID, OURS, roster
-from comparing.images import divided, fingerprint
+from comparing.images import Prepared, divided, fingerprint
 from comparing.parts import PARTS, ROWS
 from comparing.plots import curves, spread
 from comparing.presets import PRESETS, division, division_name
+from comparing.shared import SharedTraining, key_of
 from comparing.statistics import estimate, paired, winner
 from comparing.store import all_stored, keep, stored
-from comparing.units import Unit, still_so
-from comparing.work import run_unit
-from inprocess import rounds_of
+from comparing.units import Unit, grids, still_so
+from comparing.work import run_unit, shared_training, train_client
+from inprocess import own_images, quiet, rounds_of, task_of, train_now
 
 from feddgm_flwr import methods
+from feddgm_flwr.build import build_tools, first_state
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.data.datasets import spec_of
+from feddgm_flwr.methods.client import Client
 
 T_4 = 2.7764451052
 """The 97.5 % quantile of Student's t with 4 degrees of freedom, from a printed table."""
@@ -138,6 +144,25 @@ def test_names_are_moved_apart_and_keep_their_order():
     assert sum(heights.values()) == pytest.approx(1.9)
 
 
+def on(made, clients, server):
+    rounds = [{**r, "clients_on": clients, "server_on": server} for r in made["rounds"]]
+    return {**made, "rounds": rounds}
+
+
+def test_seconds_of_a_gpu_are_the_clocks_and_stand_beside_no_processors():
+    fast = on(record("moon", 0, [0.1, 0.2]), "H100", "cpu")
+    records = [*RECORDS[:4], fast]
+    assert spending.device_of(RECORDS[0], "clients") == "cpu"
+    assert spending.of_one_device(records, "clients") == RECORDS[:4]
+    assert spending.of_one_device(records, "server") == records
+    assert [spending.seconds(fast["rounds"][0], w) for w in spending.WHOM] == [9.0, 0.5]
+    costs = {row.name: row.costs for row in tables.rows_of(records)}
+    assert costs["moon"].keys() == {"MB", "server s"}
+    assert costs["fedavg"]["clients s"] == {0: 3.0, 1: 3.0}
+    said = spending.where_made(records)
+    assert said == "clients on cpu (feddgm, fedavg), H100 (moon); server on cpu."
+
+
 # presets, rows, images
 
 
@@ -233,6 +258,111 @@ def unit(tmp_path):
         "surrogate.depth": 2,
     }
     return Unit(label="fedavgm", seed=5, clients=2, said=said, fingerprint="toy")
+
+
+def shared(unit, **said):
+    told = {**unit.said, "num-server-rounds": 1, **said}
+    return Unit(**{**vars(unit), "label": told["method"], "said": told, "shares_training": True})
+
+
+def kept(folder):
+    return {file.name for file in (folder / "data" / "local").iterdir()}
+
+
+def test_clients_train_once_for_all_methods_that_train_them_alike(unit, tmp_path, monkeypatch):
+    trainings = []
+
+    def counted(client, task, data):
+        trainings.append((client.config.method, client.partition_id))
+        return train_now(client, task, data)
+
+    monkeypatch.setattr("comparing.shared.train_now", counted)
+    alike = [shared(unit, method=name) for name in ("fedavg", "ccvr", "fedadam")]
+    first, *others = [run_unit(u, tmp_path) for u in alike]
+    assert trainings == [("fedavg", 0), ("fedavg", 1)]
+    assert len(kept(tmp_path)) == 2
+    for other in others:
+        assert other["rounds"][0]["clients"]["wall"] >= first["rounds"][0]["clients"]["wall"] / 2
+    for one, found in zip(alike, (first, *others), strict=True):
+        alone = run_unit(Unit(**{**vars(one), "shares_training": False}), tmp_path / "alone")
+        assert numbers(found) == numbers(alone)
+
+    # Another rule, loss, rate, seed or round is another training.
+    for differing in ({"method": "fedprox"}, {"client.loss": "balanced-softmax"},
+                      {"client.lr": 0.01}, {"seed": 6}):  # fmt: skip
+        trainings.clear()
+        run_unit(shared(unit, **{"method": "fedavg", **differing}), tmp_path)
+        assert len(trainings) == 2
+    assert len(kept(tmp_path)) == 2 + 3 * 2  # the training of another rule is nobody else's
+
+
+def test_a_found_training_is_the_training(unit, tmp_path):
+    config = shared(unit, method="fedavg", **{"client.checkpoints": 2}).config
+    tools = build_tools(config, spec_of(config.data))
+    client, data = Client(config, tools.spec, 1), own_images(config.data, 1, 2, config.seed)
+    task = task_of(first_state(config, tools, quiet), client, None)
+    train = SharedTraining(tmp_path)
+    done, found = train(client, task, data), train(client, task, data)
+    alone = train_now(client, task, data).walk
+    for walk in (done.walk, found.walk):
+        assert (walk.steps, walk.loss, list(walk.params)) == (
+            alone.steps,
+            alone.loss,
+            list(alone.params),
+        )
+        moments = zip(
+            (walk.params, *walk.checkpoints), (alone.params, *alone.checkpoints), strict=True
+        )
+        assert all(a[k].equal(b[k]) for a, b in moments for k in b)
+    assert found.seconds == done.seconds
+    assert key_of(client, task, data) != key_of(Client(config, tools.spec, 0), task, data)
+
+
+def test_clients_are_trained_beforehand_where_runs_share_them(unit, tmp_path, monkeypatch):
+    # Ours begins as the others do, since pixels know no class.
+    names, pixels = ("fedprox", "fedavg", "feddgm"), {"prior.kind": "pixel"}
+    units = [shared(unit, method=m, seed=s, **pixels) for s in (1, 2) for m in names]
+    wanted = shared_training(units)
+    assert [(u.label, u.said["seed"], i) for u, i in wanted] == [
+        ("fedavg", 1, 0), ("fedavg", 1, 1), ("fedavg", 2, 0), ("fedavg", 2, 1)
+    ]  # fmt: skip
+    assert shared_training([unit]) == []
+    for one, partition_id in wanted[:2]:
+        train_client(one, partition_id, tmp_path)
+    before = kept(tmp_path)
+    monkeypatch.setattr("comparing.shared.train_now", None)  # nothing is left to train
+    fewer = {"distill.iterations": 1, "distill.engine": "serial"}
+    for name in names[1:]:
+        run_unit(shared(unit, method=name, seed=1, **pixels, **fewer), tmp_path)
+    assert kept(tmp_path) == before
+
+
+def test_the_one_shot_grid_leaves_the_clients_alone():
+    preset, entries = PRESETS["cifar10-oneshot"], roster(ENTRIES, wanted=None, conditional=False)
+    images = Prepared({}, "toy", "toy", {})
+    units = grids(preset, entries, images, division(0.1, None))
+    assert not any(key.startswith("client.") for u in units for key in u.tried)
+    by_label = [u.label for u in units]
+    assert by_label.count("fedavg") == 1
+    assert by_label.count("coboosting") == 2
+
+
+def test_a_device_of_the_command_line_does_not_rename_a_run(unit, tmp_path):
+    elsewhere = Unit(**{**vars(unit), "device": "cuda:7"})
+    assert (elsewhere.name, elsewhere.resolved) == (unit.name, unit.resolved)
+    with pytest.raises(ValueError, match="--device must be auto, cpu"):
+        run_unit(elsewhere, tmp_path)
+    compiled = Unit(**{**vars(unit), "said": {**unit.said, "client.compile": True}})
+    assert compiled.config_on(torch.device("cpu")).client.compile
+    assert not compiled.config_on(torch.device("cuda")).client.compile
+    made = run_unit(Unit(**{**vars(unit), "device": "auto"}), tmp_path)
+    assert made["machine"]["device"] == made["rounds"][0]["server_on"]
+
+
+def test_settings_of_the_command_line_are_read_as_a_run_config_reads_them():
+    assert setting("client.epochs=2") == ("client.epochs", 2)
+    assert setting("client.augment=crop_flip") == ("client.augment", "crop_flip")
+    assert setting("distill.warm-start=false") == ("distill.warm-start", False)
 
 
 def numbers(found):
