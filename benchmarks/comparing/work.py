@@ -12,6 +12,7 @@ import platform
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
@@ -50,6 +51,11 @@ def run_all(units: Sequence[Unit], out: Path, workers: int, tell: Tell) -> None:
 
     An interrupt ends the workers at once; what they had begun goes on from its last round, and
     clients whose training was shared and finished are not trained again.
+
+    Raises
+    ------
+    RuntimeError
+        Runs failed; each was told as it failed, and the others were finished first.
     """
     context = multiprocessing.get_context("spawn")
     shared = shared_training(units)
@@ -58,14 +64,29 @@ def run_all(units: Sequence[Unit], out: Path, workers: int, tell: Tell) -> None:
             training = {pool.submit(train_client, u, i, out): (u, i) for u, i in shared}
             for number, _ in enumerate(_as_they_end(training), 1):
                 logger.info("%d of %d clients' shared training done", number, len(shared))
-            running = {pool.submit(run_unit, unit, out): unit for unit in units}
+            running = {pool.submit(_try_unit, unit, out): unit for unit in units}
+            failed = []
             for done, unit in _as_they_end(running):
-                tell(unit, done)
+                if isinstance(done, str):
+                    logger.error("%s failed:\n%s", unit.name, done)
+                    failed.append(unit.name)
+                else:
+                    tell(unit, done)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+    if failed:
+        raise RuntimeError(f"{len(failed)} runs failed: {', '.join(failed)}; start again to retry")
+
+
+def _try_unit(unit: Unit, out: Path) -> Record | str:
+    """Return the record of ``unit``, or the traceback of what ended it."""
+    try:
+        return run_unit(unit, out)
+    except Exception:
+        return traceback.format_exc()
 
 
 def _as_they_end(waiting: dict[Future[R], T]) -> Iterator[tuple[R, T]]:
