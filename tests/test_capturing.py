@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from feddgm_flwr.core.distillation.distill import Bench, DistillJob, distill_client
+from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.images import ImageSet, ImageSpec
 from feddgm_flwr.core.local import ClientConfig, Task, walk
 from feddgm_flwr.core.models import SurrogateConfig, build_surrogate
@@ -15,6 +17,7 @@ from feddgm_flwr.methods.fedprox import proximal_rule
 from feddgm_flwr.methods.fedrs import restricted_softmax
 from feddgm_flwr.methods.moon import rule as moon_rule
 from feddgm_flwr.methods.scaffold import rule as scaffold_rule
+from feddgm_flwr.priors.pixel import PixelPrior
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 GPU = torch.device("cuda")
@@ -91,3 +94,39 @@ def test_warming_up_leaves_no_trace_in_momentum(said):
 @needs_gpu
 def test_fewer_images_than_a_batch_are_trained_as_they_are():
     assert_same(trained(PLAIN, compile=False, n=10), trained(PLAIN, compile=True, n=10))
+
+
+@needs_gpu
+@pytest.mark.parametrize("said", [{}, {"labels": "soft"}, {"distance": "cosine"}])
+def test_a_recorded_descent_is_the_plain_one(said, monkeypatch):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    recorded = descended(**said)
+    monkeypatch.setattr("feddgm_flwr.core.distillation.distill.sees_all", lambda *_: False)
+    plain = descended(**said)
+    for loss in ("first_loss", "last_loss"):
+        assert getattr(recorded.report, loss) == pytest.approx(
+            getattr(plain.report, loss), rel=1e-3
+        )
+    torch.testing.assert_close(recorded.images, plain.images, rtol=1e-2, atol=1e-3)
+
+
+def descended(**said):
+    bench = Bench(
+        student=network(),
+        prior=PixelPrior(SPEC),
+        config=DistillConfig(iterations=6, **said),
+        spec=SPEC,
+        chunk=16,
+        device=GPU,
+    )
+    ended = trained(PLAIN, compile=False)
+    job = DistillJob(
+        partition_id=0,
+        server_round=1,
+        seed=0,
+        start=params_of(network()),
+        target=ended.params,
+        images_per_class={0: 2, 1: 2, 2: 2, 3: 2},
+        latents=None,
+    )
+    return distill_client(job, bench)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from split_public import divide
 from unpack_images import unpacked
 
 from comparing.presets import Preset
@@ -27,6 +28,9 @@ from feddgm_flwr.files import write_atomically
 ORDER_SEED = 2026
 VALIDATION = 5_000
 """Images that score a setting, where there are enough."""
+
+PUBLIC, JUDGED = 100, 200
+"""Images a class that anybody may have, and that the judge of fidelity learns from."""
 
 Purpose = Literal["report", "tuning"]
 Pair = tuple[np.ndarray, np.ndarray]
@@ -74,7 +78,7 @@ def prepared(preset: Preset, purpose: Purpose, data: Path | None, folder: Path) 
         _prepare(preset, data, folder)
     said = json.loads(note.read_text(encoding="utf-8"))
     return Prepared(
-        {**_settings(preset), "data.root": str((folder / f"{stem}.npz").resolve())},
+        {**settings_of(preset), "data.root": str((folder / f"{stem}.npz").resolve())},
         said["title"],
         said["fingerprint"],
         said["sizes"],
@@ -100,6 +104,54 @@ def _prepare(preset: Preset, data: Path | None, folder: Path) -> None:
         }
         # Last: whoever finds it finds the images whole.
         write_atomically(folder / f"{stem}.json", json.dumps(note, indent=1).encode())
+
+
+@dataclass(frozen=True)
+class Public:
+    """Files of images that neither a client nor the test has, and that share none.
+
+    Attributes
+    ----------
+    bank
+        Those that are public, as its training part, and the test images.
+    judge
+        Those that train the judge of fidelity.
+    """
+
+    bank: Path
+    judge: Path
+
+
+def public(preset: Preset, data: Path | None, folder: Path) -> Public:
+    """Return a preset's public images, written into ``folder`` by the first call.
+
+    They are of those that score settings, which no row is trained on.
+
+    Raises
+    ------
+    ValueError
+        ``data`` does not hold the preset's images, or the preset takes all of them.
+    """
+    files = Public(*(folder / f"{preset.name}-{part}.npz" for part in ("public", "judge")))
+    if files.judge.exists():
+        return files
+    if not preset.train:
+        raise ValueError(
+            f"--preset must leave some images to the public, and {preset.name} takes all; name one "
+            "that takes a part"
+        )
+    train, test, _ = _source(preset, data)
+    (own, _), (_, apart) = divided(train, test, preset.train)
+    barred = frozenset(image.tobytes() for pair in (own, test) for image in pair[0])
+    places = divide(*apart, (PUBLIC, JUDGED), seed=ORDER_SEED, barred=barred)
+    for file, place in zip((files.bank, files.judge), places[:2], strict=True):
+        images, labels = _taken(apart, place)
+        held = {"train_images": images, "train_labels": labels}
+        held |= {"test_images": test[0], "test_labels": test[1]}
+        written = io.BytesIO()
+        np.savez(written, **held)
+        write_atomically(file, written.getvalue())
+    return files
 
 
 def divided(train: Pair, test: Pair, most: int) -> tuple[tuple[Pair, Pair], tuple[Pair, Pair]]:
@@ -135,7 +187,7 @@ def _taken(pair: Pair, index: np.ndarray) -> Pair:
     return pair[0][index], pair[1][index]
 
 
-def _settings(preset: Preset) -> dict[str, Scalar]:
+def settings_of(preset: Preset) -> dict[str, Scalar]:
     """Return what ``data.*`` must say of a preset's images, but for where they are."""
     if preset.source == "imagenette":
         classes, channels, size, flip = IMAGENETTE, 3, 128, True

@@ -9,10 +9,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from comparing.entries import Entry
 from comparing.images import Prepared
@@ -55,12 +53,6 @@ class Unit:
     def config(self) -> RunConfig:
         """The run's config."""
         return RunConfig.from_run_config(self.said)
-
-    def config_on(self, device: torch.device) -> RunConfig:
-        """Return the run's config as ``device`` can carry it out: only CPUs compile a client."""
-        config = self.config
-        compiles = config.client.compile and device.type == "cpu"
-        return replace(config, client=replace(config.client, compile=compiles))
 
     @property
     def length(self) -> int:

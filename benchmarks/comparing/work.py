@@ -32,10 +32,12 @@ from feddgm_flwr.core.memory import keep_freed_memory
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.federation import checkpoint
+from feddgm_flwr.federation.judging import appoint
 from feddgm_flwr.federation.machine import device_of, name_of
 from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.methods.client import Client
 from feddgm_flwr.methods.halves import method_of
+from feddgm_flwr.monitoring.plots import draw_grid
 from feddgm_flwr.monitoring.results import versions
 from feddgm_flwr.priors import build_prior
 
@@ -124,7 +126,7 @@ def _teacher(config: RunConfig) -> object:
 def train_client(unit: Unit, partition_id: int, out: Path) -> None:
     """Do a client's part of the first round of ``unit``, for all runs that share it."""
     device = _device(unit)
-    config = unit.config_on(device)
+    config = unit.config
     tools = build_tools(config, spec_of(config.data), device)
     client = Client(config, tools.spec, partition_id, device)
     task = task_of(first_state(config, tools, quiet), client, None)
@@ -154,11 +156,15 @@ def run_unit(unit: Unit, out: Path) -> Record:
     partial = out / "partial" / unit.name
     device = _device(unit)
     record, after = _begun(unit, partial, device)
-    config, local = unit.config_on(device), _training(unit, out)
+    config, local = unit.config, _training(unit, out)
+    judge = appoint(config, spec_of(config.data), device)
     began, before = time.perf_counter(), record["seconds"]
     try:
         for done in rounds_of(config, unit.clients, after=after, device=device, local=local):
             _note(record, done)
+            if judge and done.report and len(done.report.fresh):
+                record["rounds"][-1]["fidelity"] = judge.judge(done.report.fresh)
+                _draw(done, unit, out / "pictures" / unit.name)
             record["seconds"] = before + time.perf_counter() - began
             if done.number >= unit.length:
                 break
@@ -221,6 +227,15 @@ def _note(record: Record, done: Round) -> None:
             **asdict(done.cost),
         }
     )
+
+
+def _draw(done: Round, unit: Unit, folder: Path) -> None:
+    """Draw the first and the last round's images."""
+    if done.report and done.number in (1, unit.length):
+        classes = spec_of(unit.config.data).classes
+        path = folder / f"round_{done.number:03d}.png"
+        title = f"{unit.label}, round {done.number}"
+        draw_grid(done.report.fresh, classes, path, title=title)
 
 
 def _checkpoint(unit: Unit, done: Round, record: Record) -> checkpoint.Checkpoint:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from feddgm_flwr.core.augment import NAMES, Pixels, augment
-from feddgm_flwr.core.capturing import Captured, Step
+from feddgm_flwr.core.capturing import Captured
 from feddgm_flwr.core.compiling import compiled
 from feddgm_flwr.core.settings import Settings, setting
 
@@ -192,7 +192,7 @@ def _made_fast(
     data: tuple[Tensor, Tensor, Tensor | None],
     config: TrainConfig,
     device: torch.device,
-) -> Step:
+) -> "Captured[Tensor] | _Step":
     """Return ``step`` for full batches: compiled on a CPU, one CUDA graph on a GPU."""
     if device.type != "cuda":
         return replace(step, objective=compiled(step.objective))

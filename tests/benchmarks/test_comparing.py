@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from compare import setting
 from comparing import spending, tables, tuning
 from comparing.entries import ENTRIES, GRID, OURS, roster
@@ -352,9 +351,6 @@ def test_a_device_of_the_command_line_does_not_rename_a_run(unit, tmp_path):
     assert (elsewhere.name, elsewhere.resolved) == (unit.name, unit.resolved)
     with pytest.raises(ValueError, match="--device must be auto, cpu"):
         run_unit(elsewhere, tmp_path)
-    compiled = Unit(**{**vars(unit), "said": {**unit.said, "client.compile": True}})
-    assert compiled.config_on(torch.device("cpu")).client.compile
-    assert not compiled.config_on(torch.device("cuda")).client.compile
     made = run_unit(Unit(**{**vars(unit), "device": "auto"}), tmp_path)
     assert made["machine"]["device"] == made["rounds"][0]["server_on"]
 

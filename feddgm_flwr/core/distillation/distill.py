@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from feddgm_flwr.core.augment import Pixels, augment, is_siamese
+from feddgm_flwr.core.capturing import Replayed
 from feddgm_flwr.core.distillation.choosing import Choosy
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
 from feddgm_flwr.core.distillation.glimpse import Glimpse, glimpse, moments
@@ -146,46 +147,22 @@ def distill_client(
     config, device = bench.config, bench.device
     latents = first_latents(job, bench)
     iterations = config.iterations if job.latents is None else config.warm_iterations
-    start, target, *checkpoints = (
-        {k: v.to(device) for k, v in params.items()}
-        for params in (job.start, job.target, *job.checkpoints)
-    )
-    path = waypoints(start, target, checkpoints, config.student_steps)
-
-    student = student_of(
-        bench.of(job.surrogate).student.to(device), config.precision, compiled=config.compile
-    )
+    match = _Matching(job, bench)
     variables = Variables(latents, config, bench.num_classes, device, bench.spread)
     losses: list[float] = []
     stopped = ""
-    budget = config.memory_budget_mb * 2**20
-    kept_steps = None if budget else config.student_steps
     best = latents
+    keep = not config.memory_budget_mb
     shown = moments(iterations) if job.glimpses else frozenset()
     for iteration in range(iterations):
-        decoded = _Decoded(bench.prior, variables.values, bench.chunk, keep=not budget)
+        decoded = _Decoded(bench.prior, variables.values, bench.chunk, keep=keep)
         images, targets = decoded.images, variables.targets()
         seen = (
             glimpse(images, latents.labels, iteration=iteration, count=job.glimpses)
             if iteration in shown
             else None
         )
-        step_input = student_input(bench, job, iteration, len(images))
-        if kept_steps is None:
-            kept_steps = steps_within(budget, student, start, step_input(images, targets, 0))
-        gradients = matching_gradients(
-            student,
-            step_input,
-            start,
-            path,
-            images,
-            targets,
-            variables.student_lr(),
-            steps=config.student_steps,
-            exact=config.gradient == "exact",
-            distance=DISTANCES[config.distance],
-            kept_steps=kept_steps,
-        )
+        gradients = match(iteration, images, targets, variables.student_lr())
         loss = float(gradients.loss)
         if not math.isfinite(loss):
             stopped = f"non-finite matching loss at iteration {iteration + 1}"
@@ -201,6 +178,60 @@ def distill_client(
     if stopped in ("", "converged"):
         best, stopped = after_last_step(variables.latents(latents.labels), best, stopped)
     return _result(job, bench, (latents, best), losses, stopped, time.perf_counter() - began)
+
+
+class _Matching:
+    """The matching loss of a job's images and its gradients, iteration by iteration."""
+
+    def __init__(self, job: DistillJob, bench: Bench) -> None:
+        self._job, self._bench, config = job, bench, bench.config
+        start, target, *checkpoints = (
+            {k: v.to(bench.device) for k, v in params.items()}
+            for params in (job.start, job.target, *job.checkpoints)
+        )
+        self._start = start
+        self._path = waypoints(start, target, checkpoints, config.student_steps)
+        self._student = student_of(
+            bench.of(job.surrogate).student.to(bench.device),
+            config.precision,
+            compiled=config.compile,
+        )
+        self._kept_steps = None if config.memory_budget_mb else config.student_steps
+        self._replayed: Replayed[MatchingGradients] | None = None
+
+    def __call__(
+        self, iteration: int, images: Tensor, targets: Tensor, lr: Tensor
+    ) -> MatchingGradients:
+        """Return what holds until the next call."""
+        config = self._bench.config
+        seen = student_input(self._bench, self._job, iteration, len(images))
+        if self._kept_steps is None:
+            budget = config.memory_budget_mb * 2**20
+            first = seen(images, targets, 0)
+            self._kept_steps = steps_within(budget, self._student, self._start, first)
+        if self._bench.device.type != "cuda" or not sees_all(config, len(images)):
+            return self._gradients(seen, images, targets, lr)
+        if self._replayed is None:
+            self._replayed = Replayed(partial(self._gradients, seen))
+        return self._replayed(images, targets, lr)
+
+    def _gradients(
+        self, seen: StepInput, images: Tensor, targets: Tensor, lr: Tensor
+    ) -> MatchingGradients:
+        config = self._bench.config
+        return matching_gradients(
+            self._student,
+            seen,
+            self._start,
+            self._path,
+            images,
+            targets,
+            lr,
+            steps=config.student_steps,
+            exact=config.gradient == "exact",
+            distance=DISTANCES[config.distance],
+            kept_steps=self._kept_steps,
+        )
 
 
 def first_latents(job: DistillJob, bench: Bench) -> Latents:
@@ -312,6 +343,11 @@ def student_input(bench: Bench, job: DistillJob, iteration: int, num_images: int
         return images, targets
 
     return seen
+
+
+def sees_all(config: DistillConfig, num_images: int) -> bool:
+    """Whether the student sees every image as it is, at each step of each iteration."""
+    return not config.augment and not 0 < config.student_batch < num_images
 
 
 def minibatches(n: int, size: int, steps: int, *, rng: torch.Generator) -> list[Tensor]:

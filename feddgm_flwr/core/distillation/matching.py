@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from feddgm_flwr.core.capturing import recording
 from feddgm_flwr.core.distillation.student import Student, Trace
 from feddgm_flwr.core.params import Params, dot, squared_distance
 
@@ -177,6 +178,8 @@ def _unit(lr: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], float]:
     Elsewhere the two are ``lr`` and 1. The slope <g, lambda> does not depend on the rate, but
     cannot be had by dividing by a rate of zero, or by one so small that it rounds the pull away.
     """
+    if recording():
+        return lr, 1.0  # no rate that took a step is so small
     # The one look of the call: asking a GPU at every step would make it wait.
     rate = float(lr.detach())
     return (lr, 1.0) if abs(rate) >= LEAST_RATE else (torch.ones_like(lr), rate)
@@ -185,7 +188,7 @@ def _unit(lr: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], float]:
 def _squared_length(start: Params, target: Params) -> Float[Tensor, ""]:
     """Return ``|start - target|^2``, or raise: who did not move has no trajectory."""
     length = squared_distance(start, target)
-    if not length > 0:
+    if not recording() and not length > 0:
         raise ValueError(
             "the target equals the start, so there is no trajectory to match; "
             "set such a reply aside"
