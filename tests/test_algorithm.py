@@ -9,9 +9,16 @@ import toy
 from toy import quiet, same
 
 from feddgm_flwr.build import first_state
-from feddgm_flwr.core.algorithm import apply_round, distill_job, part_that_learns, rehearsal_set
+from feddgm_flwr.core.algorithm import (
+    VELOCITIES,
+    apply_round,
+    distill_job,
+    part_that_learns,
+    rehearsal_set,
+)
 from feddgm_flwr.core.evaluation import evaluate
 from feddgm_flwr.core.learning import Learner
+from feddgm_flwr.core.models import HEAD, SURROGATE
 from feddgm_flwr.core.params import all_finite, load_params, weighted_mean
 from feddgm_flwr.events import PhaseEnd, PhaseStart, Trained, TrainingFailed
 
@@ -330,7 +337,39 @@ def test_what_a_method_remembers_is_left_alone():
     state, updates = toy.federation(server)
     memory = {"control": {"w": torch.ones(2)}}
     state = dataclasses.replace(state, memory=memory)
-    assert apply_round(state, updates, server.shop, emit=quiet)[0].memory is memory
+    after = apply_round(state, updates, server.shop, emit=quiet)[0].memory
+    assert after["control"] is memory["control"]
+    assert set(after) == {"control", VELOCITIES}
+
+
+def test_features_move_by_the_mean_and_a_share_of_their_last_movement():
+    server = toy.server()
+    shop = dataclasses.replace(
+        server.shop,
+        union=dataclasses.replace(server.shop.union, server_momentum=0.25, learns="classifier"),
+    )
+    state, updates = toy.federation(server)
+    first, _ = apply_round(state, updates, shop, emit=quiet)
+    second, _ = apply_round(first, updates, shop, emit=quiet)
+    mean = weighted_mean([u.params for u in updates], [u.num_examples for u in updates])
+    for name in (name for name in mean if not name.startswith(f"{HEAD}.")):
+        moved = mean[name] - state.surrogate[name]
+        torch.testing.assert_close(first.surrogate[name], mean[name])
+        torch.testing.assert_close(first.memory[VELOCITIES][SURROGATE][name], moved)
+        torch.testing.assert_close(second.surrogate[name], mean[name] + 0.25 * moved)
+    assert set(first.memory[VELOCITIES]) == {SURROGATE}
+    assert not any(name.startswith(HEAD) for name in first.memory[VELOCITIES][SURROGATE])
+
+
+def test_velocity_stays_where_nobody_replied_and_without_momentum_there_is_none():
+    server = toy.server()
+    state, updates = toy.federation(server)
+    first, _ = apply_round(state, updates, server.shop, emit=quiet)
+    alone, _ = apply_round(first, [], server.shop, emit=quiet)
+    assert alone.memory == first.memory
+    still = dataclasses.replace(server.shop.union, server_momentum=0.0)
+    shop = dataclasses.replace(server.shop, union=still)
+    assert apply_round(state, updates, shop, emit=quiet)[0].memory == {}
 
 
 def test_the_rounds_phases_are_told_in_order_and_of_the_round_that_is_made():

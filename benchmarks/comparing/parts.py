@@ -11,6 +11,7 @@ PARTS: dict[str, tuple[Said, Said]] = {
     "replies as teachers": ({"union.teacher-share": 0.3}, {"union.teacher-share": 0.0}),
     "share of the mean": ({"union.aggregate-share": 0.1}, {"union.aggregate-share": 0.0}),
     "owners' rows": ({"union.classifier-mean": "owners"}, {"union.classifier-mean": "all"}),
+    "server momentum": ({"union.server-momentum": 0.5}, {"union.server-momentum": 0.0}),
     "classes weigh the same": ({"union.balance-classes": True}, {"union.balance-classes": False}),
 }
 """Part of the server's step -> what says it, and what leaves it out."""

@@ -29,6 +29,9 @@ from feddgm_flwr.core.telling import phase
 from feddgm_flwr.core.training import TrainConfig
 from feddgm_flwr.events import Emit
 
+VELOCITIES = "velocities"
+"""What ``ServerState.memory`` calls the surrogates' velocities, by the surrogate's name."""
+
 
 @dataclass(frozen=True)
 class Workshop:
@@ -87,6 +90,7 @@ def apply_round(
     # A reply that could not be distilled is not averaged either.
     sound = [(u, j) for u, j, r in zip(updates, jobs, results, strict=True) if usable(r)]
     with phase("learn", server_round, emit):
+        velocities = next_velocities(state, sound, shop.union)
         surrogates = next_surrogates(state, sound, union, shop, emit)
         models = next_global_models(state, union, shop, emit)
     kept = {r.report.partition_id: r.latents for r in results if r.latents is not None}
@@ -99,7 +103,7 @@ def apply_round(
             models,
             latents,
             replay,
-            state.memory,
+            {**state.memory, VELOCITIES: velocities} if velocities else state.memory,
             narrow=surrogates,
         ),
         RoundReport(reports, fresh),
@@ -153,6 +157,35 @@ def rehearsal_set(shop: Workshop, server_round: int) -> SyntheticSet:
     return prior_set(shop.bench, server_round, count, seed=shop.seed)
 
 
+def next_velocities(
+    state: ServerState, sound: Sequence[tuple[ClientUpdate, DistillJob]], config: UnionConfig
+) -> dict[str, Params]:
+    """Return by how much each surrogate's features move: FedAvgM's v_t, of all but the classifier.
+
+    That is the way from theta_t to the mean reply, and a share of the last round's velocity.
+    Without a reply it stays for the next round.
+    """
+    if not config.server_momentum or config.surrogate_update != "aggregate+synthetic":
+        return {}
+    velocities: dict[str, Params] = dict(state.memory.get(VELOCITIES, {}))
+    for name, sent in state.surrogates.items():
+        own = [u for u, _ in sound if u.surrogate == name]
+        if not own:
+            continue
+        mean = weighted_mean([u.params for u in own], [u.num_examples for u in own])
+        carried = carried_on(state, name, config)
+        velocities[name] = {
+            k: mean[k] - sent[k] + carried.get(k, 0.0) for k in mean if not k.startswith(f"{HEAD}.")
+        }
+    return velocities
+
+
+def carried_on(state: ServerState, name: str, config: UnionConfig) -> Params:
+    """Return how far a surrogate's last velocity carries its features beyond the mean reply."""
+    last: Params = state.memory.get(VELOCITIES, {}).get(name, {})
+    return {k: config.server_momentum * v for k, v in last.items()}
+
+
 def next_surrogates(
     state: ServerState,
     sound: Sequence[tuple[ClientUpdate, DistillJob]],
@@ -172,7 +205,8 @@ def next_surrogates(
         share = shop.union.aggregate_share
         share *= sum(u.num_examples for u, _ in own) / everyone if everyone else 1
         there = replace(shop.of(name), union=replace(shop.union, aggregate_share=share))
-        nexts[name] = next_surrogate(state.of(name), own, union, there, emit)
+        carried = carried_on(state, name, shop.union)
+        nexts[name] = next_surrogate(state.of(name), own, union, there, emit, carried)
     return nexts
 
 
@@ -182,8 +216,12 @@ def next_surrogate(
     union: SyntheticSet,
     shop: Workshop,
     emit: Emit,
+    carried: Params,
 ) -> Params:
-    """Return theta_{t+1}: the old surrogate or the mean reply, trained on the union or not."""
+    """Return theta_{t+1}: the old surrogate or the mean reply, trained on the union or not.
+
+    ``carried`` is what momentum adds to the mean.
+    """
     config, server_round = shop.union, state.server_round + 1
     rng = derive(shop.seed, "surrogate-training", server_round)
     learner = shop.learners.surrogate
@@ -198,6 +236,7 @@ def next_surrogate(
         return mean
     owned = [job.images_per_class for _, job in sound]
     start = mean if config.classifier_mean == "all" else mean_of_owners(replies, weights, owned)
+    start, mean = ({**p, **{k: p[k] + v for k, v in carried.items()}} for p in (start, mean))
     if (share := config.teacher_share) and len(union):
         said = mixture(learner.module, replies, weights, union.images, device=learner.device)
         union = replace(union, targets=union.targets.lerp(said, share))

@@ -87,6 +87,15 @@ class UnionConfig(TrainConfig):
         le=1,
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
+    server_momentum: float = setting(
+        0.5,
+        "Server momentum on the features (FedAvgM, arXiv 1909.06335): beside the mean of the "
+        "replies, all of the surrogate but its classifier moves by this share of its last "
+        "movement. 0 is the mean.",
+        ge=0,
+        lt=1,
+        only={"surrogate_update": ("aggregate+synthetic",)},
+    )
     replay_rounds: int = setting(
         1, "Rounds whose synthetic sets make up the union; 1 is this round's alone.", ge=1
     )
