@@ -275,7 +275,7 @@ def test_a_log_cut_anywhere_makes_a_page(tmp_path):
     for end in range(0, len(whole), 7):
         path.write_bytes(whole[:end])
         library = runs.Library(tmp_path)
-        library.summaries(0.0)
+        assert [library.summary(place, 0.0).id for place in library.places()] == ["cut"]
         scene = pages.scene(library, Ask("run", ("cut",)), 0.0)
         assert scene.opened.tail.broken == 0
         if end % 203 == 0:
