@@ -5,7 +5,6 @@ come from a request are only ever looked up among those found. Links are not fol
 """
 
 import hashlib
-import json
 import os
 import re
 import socket
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr_dashboard import words
-from flwr_dashboard.log import Tail, parse, parse_all
+from flwr_dashboard.log import Tail, decode, parse, parse_all
 from flwr_dashboard.state import Run, Standing, standing, take
 
 LOG = "events.jsonl"
@@ -288,9 +287,9 @@ def _curve(path: Path, run: Run) -> tuple[tuple[int, float], ...]:
     try:
         if path.is_symlink() or path.stat().st_size > RESULT_BYTES:
             raise ValueError("too large for a list")
-        result = json.loads(path.read_bytes())
+        result = decode(path.read_bytes())
         rounds = {0: words.numbers(result["initial"]["accuracy"])}
-        rounds |= {int(r["round"]): words.numbers(r["accuracy"]) for r in result["rounds"]}
+        rounds |= {words.whole(r, "round"): words.numbers(r["accuracy"]) for r in result["rounds"]}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return tuple(run.accuracy(run.model))
     names = list(rounds[max(rounds)] or rounds[0])

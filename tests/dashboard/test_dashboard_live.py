@@ -7,6 +7,7 @@ from its lines; every page and control is used meanwhile.
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -39,12 +40,16 @@ def running(script, folder):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
     with (folder / "output").open("w") as output:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True
+        )
         try:
             yield process
         finally:
-            process.terminate()  # the script stops what it started
-            process.wait(60)
+            if process.poll() is None:
+                # The script, and what it waits for; it then stops what it started.
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(60)
 
 
 def share(value):
@@ -374,7 +379,7 @@ def test_a_live_run_is_shown_as_its_log_tells(browser, script, tmp_path):
         # Appears by itself, without the page being loaded anew.
         until(page.locator("#runs h2")).to_have_text("2 runs", timeout=180_000)
         page.goto(f"{address}run?id=live")
-        until(page.locator("#images h2")).to_contain_text("round", timeout=120_000)
+        until(page.locator("#images h2")).to_contain_text("round 2", timeout=120_000)
         use_controls(visit, address, log)
         watch_all(page, address, log)
         seen, shifts = stay(page, address, log)

@@ -297,6 +297,26 @@ def test_a_foreign_an_empty_and_a_vanished_log_are_said(tmp_path):
     assert client.get("/").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "result",
+    [
+        '{"initial": {"accuracy": {"a": NaN}}, "rounds": [{"round": 1, "accuracy": {"a": 1e308}}]}',
+        '{"initial": {"accuracy": {"a": 1}}, "rounds": [{"round": Infinity, "accuracy": 1}]}',
+        '{"initial": {"accuracy": {"a": 1}}, "rounds": [{"round": 1e999, "accuracy": {"a": 1}}]}',
+        '{"initial": {"accuracy": {}}, "rounds": [{"round": "2", "accuracy": {}}, 3]}',
+        '{"initial": {"accuracy": {}}, "rounds": [{"round": -' + "9" * 5000 + "}]}",
+        '{"initial": {"accuracy": [1]}, "rounds": {"a": 1}}',
+        "[" * 100_000,
+        "\x00",
+    ],
+)
+def test_results_that_make_no_sense_do_not_hide_the_list(folder, result):
+    (folder / "first" / "result.json").write_text(result)
+    client = signed_in(folder)
+    assert "2 runs" in text_of(client.get("/").text)
+    assert "nan" not in text_of(client.get("/?find=first").text)
+
+
 def test_an_unreadable_folder_does_not_hide_the_others(folder):
     (folder / "loop").symlink_to(folder)
     (folder / "file").write_text("")
