@@ -132,27 +132,19 @@ def _frame(
     x_last: float,
 ) -> _Frame:
     """Return axes that hold all points, with room at the right for what is written there."""
-    low, high = share_range([y for _, y, _ in _ends(lines, level, every=True)])
+    values = [y for line in lines for _, y in line.points] + ([level[1]] if level else [])
+    low, high = share_range(values)
     longest = max((len(name) for name, _, _ in _ends(lines, level)), default=0)
     right = min(int(longest * LETTER * 1.1) + 12, int(width * 0.42))
     reached = max((x for line in lines for x, _ in line.points), default=0)
     return _Frame(48, width - right, 10, height - 38, max(x_last, reached, 1e-9), low, high)
 
 
-def _ends(
-    lines: Sequence[Line], level: tuple[str, float] | None, *, every: bool = False
-) -> list[tuple[str, float, int]]:
-    """Return what is written beside each line's end, its value and its colour, -1 for the level.
-
-    With ``every``, the same for all points of the lines.
-    """
-    chosen = [(line, line.points if every else line.points[-1:]) for line in lines]
-    found = [
-        (f"{line.name} {100 * y:.1f} %", y, line.colour)
-        for line, points in chosen
-        for _, y in points
-    ]
-    return [*found, (f"{level[0]} {100 * level[1]:.1f} %", level[1], -1)] if level else found
+def _ends(lines: Sequence[Line], level: tuple[str, float] | None) -> list[tuple[str, float, int]]:
+    """Return what is written beside each line's end, its value and its colour, -1 for the level."""
+    found = [(line.name, line.points[-1][1], line.colour) for line in lines if line.points]
+    found += [(*level, -1)] if level else []
+    return [(f"{name} {100 * y:.1f} %", y, colour) for name, y, colour in found]
 
 
 def _to_come(frame: _Frame, reached: float) -> list[str]:

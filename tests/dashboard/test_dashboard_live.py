@@ -236,7 +236,7 @@ def watch_all(page, address, log, run="live"):
     seen = []
     for name in PAGES:
         page.goto(f"{address}{name}?id={run}")
-        for _ in range(3):
+        for _ in range(2):
             if name == "run":
                 seen.append(tuple(watch(page, log, READ_TILES, tiles)))
                 table = "accuracy-table tbody"
@@ -251,7 +251,7 @@ def watch_all(page, address, log, run="live"):
                 watch_config(page, log)
             else:
                 watch_log(page, log)
-            page.wait_for_timeout(700)
+            page.wait_for_timeout(600)
     return seen
 
 
