@@ -90,8 +90,9 @@ def _row(
 
 def differing(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     """Return the settings in which the runs differ, with each run's value."""
-    keys = dict.fromkeys(key for c in runs for key in c.run.config)
-    rows = [(key, [c.run.config.get(key, "–") for c in runs]) for key in keys]
+    configs = [c.run.config for c in runs]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    rows = [(key, [config.get(key, "–") for config in configs]) for key in keys]
     method = ("method", [c.run.method for c in runs])
     rows = rows if "method" in keys else [method, *rows]
     return [(key, values) for key, values in rows if len(set(values)) > 1 and key not in PLACES]

@@ -78,6 +78,7 @@ def run_json(run: Run) -> str:
         if f.name
         not in ("latest", "warnings", "num_parts", "left_out", "said", "given", "rounds", "clients")
     }
+    said["config"] = run.config
     said["faults"] = list(run.faults)
     said["rounds"] = [dataclasses.asdict(r) for _, r in sorted(run.rounds.items())]
     said["clients"] = [dataclasses.asdict(c) for c in run.clients.values()]

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from flwr_dashboard import words
 from flwr_dashboard.ask import Ask
-from flwr_dashboard.pictures import Cell, cells, drawn_rounds, extent, spread
+from flwr_dashboard.pictures import Cell, Cells, cells, drawn_rounds, extent, spread
 from flwr_dashboard.state import Growth, Round, Run, Sprite
 from flwr_dashboard.views import MAX_COLUMNS, MAX_ROWS, order
 
+GLANCED = 12
+"""Clients of the grid on the page Run."""
 MAX_STRIPS = 8
 """Film strips beside the grid."""
 MAX_GROWING, MAX_FILMS = 12, 4
@@ -132,7 +134,7 @@ def grid(run: Run, ask: Ask, *, most: int = MAX_ROWS) -> Grid | None:
     return Grid(number, [class_name(run, k) for k in labels], rows, sheets, made, len(owners))
 
 
-def columns(run: Run, here: dict[tuple[str, int], list[Cell]]) -> list[int]:
+def columns(run: Run, here: Cells) -> list[int]:
     """Return the classes that have a column: all, or of very many those with images."""
     every = range(len(run.classes))
     if not every or len(every) > MAX_COLUMNS:
@@ -168,22 +170,20 @@ def strips(run: Run, ask: Ask) -> tuple[list[Strip], list[Sheet]]:
     numbers = spread(drawn_rounds(run))
     if len(numbers) < 2:
         return [], []
+    drawn = [cells(run.rounds[number]) for number in numbers]
     heaviest: dict[str, tuple[float, int]] = {}
-    for (owner, label), found in cells(run.rounds[numbers[-1]]).items():
+    for (owner, label), found in drawn[-1].items():
         heaviest[owner] = max(heaviest.get(owner, (-1.0, 0)), (found[0].weight, -label))
     owners = sorted(heaviest, key=order)
     shown = [owners[i] for i in spread(range(len(owners)), MAX_STRIPS)]
-    films = [strip(run, owner, -heaviest[owner][1], numbers) for owner in shown]
+    films = [strip(run, owner, -heaviest[owner][1], drawn) for owner in shown]
     return films, _sheets(run, ask.id, numbers)
 
 
-def strip(run: Run, owner: str, label: int, numbers: Sequence[int]) -> Strip:
+def strip(run: Run, owner: str, label: int, drawn: Sequence[Cells]) -> Strip:
     """Return one client's first image of a class in each of some rounds that have it."""
-    frames = []
-    for number in numbers:
-        here = cells(run.rounds[number]).get((owner, label))
-        if here:
-            frames.append(Shown(f"s{number}", here[0], f"round {number}"))
+    first = [here[owner, label][0] for here in drawn if (owner, label) in here]
+    frames = [Shown(f"s{cell.round}", cell, f"round {cell.round}") for cell in first]
     return Strip(f"client {words.client_name(owner)}, class {class_name(run, label)}", frames)
 
 
@@ -216,7 +216,7 @@ def detail(run: Run, ask: Ask) -> Detail | None:
         f"Client {words.client_name(ask.client)}, class {class_name(run, label)}",
         said,
         [Shown(f"s{number}", cell, f"image {i + 1}") for i, cell in enumerate(found)],
-        strip(run, ask.client, label, numbers),
+        strip(run, ask.client, label, [cells(run.rounds[n]) for n in numbers]),
         growth,
         [*_sheets(run, ask.id, numbers), *grown],
     )

@@ -5,7 +5,6 @@ lines of JSON and nothing of what they mean.
 """
 
 import json
-import math
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,9 @@ LINE_BYTES = 4 << 20
 """A longer line is no event."""
 TAIL_BYTES = 256
 """How much of what was read is kept, to tell a file that was cut and has grown again."""
+
+LARGEST = 1e100
+"""A number beyond is none: sums, differences and per cents of those up to it are still floats."""
 
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
@@ -108,10 +110,21 @@ class Tail:
         return found
 
 
+def decode(data: bytes) -> Any:  # noqa: ANN401 - JSON says what it likes
+    """Return what JSON says, nothing in place of NaN and Infinity.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        It is none, or goes too deep.
+    """
+    return _DECODER.decode(data.decode(errors="replace"))
+
+
 def parse(line: bytes) -> Record | None:
     """Return the event of a line, or None if it is none."""
     try:
-        said = _DECODER.decode(line.decode(errors="replace"))
+        said = decode(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(said, dict):
@@ -133,7 +146,5 @@ def parse_all(lines: Iterable[bytes]) -> list[Record]:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a number that can be drawn: no boolean, not beyond any float."""
-    if type(value) is int:
-        return abs(value) < 1 << 1023
-    return type(value) is float and math.isfinite(value)
+    """Whether ``value`` is a number that can be drawn: no boolean, not beyond all reckoning."""
+    return type(value) in (int, float) and abs(value) <= LARGEST  # type: ignore[arg-type]

@@ -96,10 +96,10 @@ def _lives(s: Scene) -> bool:
 
 
 def _meta(s: Scene) -> str:
-    run, config = s.run, s.run.config
-    about = [run.method, f"on {config['data.name']}" if "data.name" in config else ""]
-    if config.get("data.partition") == "dirichlet" and "data.alpha" in config:
-        about.append(f"Dirichlet α = {config['data.alpha']}")
+    run, data = s.run, s.run.setting("data.name")
+    about = [run.method, f"on {data}" if data else ""]
+    if run.setting("data.partition") == "dirichlet" and "data.alpha" in run.given:
+        about.append(f"Dirichlet α = {run.setting('data.alpha')}")
     about.append(f"seed {run.seed}" if run.seed else "")
     about.append(run.machine.get("host", "") and f"on {run.machine['host']}")
     tail = s.opened.tail
@@ -154,6 +154,7 @@ def _clients(s: Scene) -> str:
         total=len(clients),
         pages=_pages(ask, len(clients), views.MAX_MATRIX),
         details=ask.page == "federation",
+        examples=ask.page == "federation" or ask.static,
     )
 
 
@@ -173,14 +174,18 @@ def _replies(s: Scene) -> str:
 
 
 def _images(s: Scene) -> str:
-    grid = gallery.grid(s.run, s.ask)
+    glance = s.ask.page == "run"
+    grid = gallery.grid(s.run, s.ask, most=gallery.GLANCED if glance else views.MAX_ROWS)
     strips, sheets = gallery.strips(s.run, s.ask)
     if grid is None:
         return _fill("noimages")
     known = {sheet.name for sheet in grid.sheets}
     sheets = [*grid.sheets, *(sheet for sheet in sheets if sheet.name not in known)]
-    pages = _pages(s.ask, grid.clients, views.MAX_ROWS)
-    return _fill("images", grid=grid, strips=strips, sheets=sheets, pages=pages, chosen=s.ask)
+    pages = [] if glance else _pages(s.ask, grid.clients, views.MAX_ROWS)
+    return _fill(
+        "images", grid=grid, strips=strips, sheets=sheets, pages=pages, chosen=s.ask,
+        every=s.ask.to("images") if grid.clients > len(grid.rows) and glance else "",
+    )  # fmt: skip
 
 
 def _growing(s: Scene) -> str:
@@ -200,13 +205,24 @@ def _newest(s: Scene) -> str:
 
 
 def _time(s: Scene) -> str:
-    chart = views.rounds_by_phase(s.run, s.ask, s.now if _lives(s) else (s.run.last or 0.0))
-    return _fill("time", chart=chart, phases=views.phases_present(s.run))
+    glance = s.ask.page == "run" and not s.ask.static
+    most = svg.FEW_BARS if glance else views.MAX_BARS
+    until = s.now if _lives(s) else (s.run.last or 0.0)
+    return _fill(
+        "time",
+        chart=views.rounds_by_phase(s.run, s.ask, until, most=most),
+        phases=views.phases_present(s.run),
+        left_out=max(len(views.timed(s.run)) - most, 0),
+        every=s.ask.to("time") if glance else "",
+    )
 
 
 def _time_clients(s: Scene) -> str:
     number = s.ask.round if s.ask.round is not None else s.run.round
-    return _fill("timeclients", chart=views.clients_of_round(s.run, number), round=number)
+    total = len(s.run.rounds[number].parts) if number in s.run.rounds else 0
+    chart = views.clients_of_round(s.run, number, s.ask.first)
+    pages = _pages(s.ask, total, views.MAX_BARS)
+    return _fill("timeclients", chart=chart, round=number, pages=pages)
 
 
 def _config(s: Scene) -> str:
@@ -274,26 +290,30 @@ def parts(s: Scene) -> list[Part]:
     )
 
 
-def list_parts(summaries: Sequence[Summary], ask: Ask, now: float) -> list[Part]:
-    """Return the parts of the list of runs."""
+def list_parts(library: Library, ask: Ask, now: float) -> list[Part]:
+    """Return the parts of the list of runs; only those on this page are looked into."""
     wanted = ask.find.lower().split()
-    rows = [s for s in summaries if all(w in _haystack(s) for w in wanted)]
-    lines = [_run_line(s, now) for s in rows[ask.first : ask.first + LISTED]]
+    rows = places = library.places()
+    if wanted:
+        rows = [p for p in places if _fits(library.summary(p, now), wanted)]
+    lines = [_run_line(library.summary(p, now), now) for p in rows[ask.first : ask.first + LISTED]]
     pages = _pages(ask, len(rows), LISTED)
     html = _fill(
-        "runs", rows=lines, pages=pages, total=len(summaries), found=len(rows), chosen=set(ask.ids)
+        "runs", rows=lines, pages=pages, total=len(places), found=len(rows), chosen=set(ask.ids)
     )
     return [Part("runs", "card wide", html)]
 
 
-def _haystack(s: Summary) -> str:
-    config = s.run.config
-    facts = (s.id, s.run.method, s.standing.word, config.get("data.name", ""), f"seed={s.run.seed}")
-    return " ".join(facts).lower()
+def _fits(s: Summary, wanted: Sequence[str]) -> bool:
+    data = s.run.setting("data.name")
+    facts = (s.id, s.run.method, s.standing.word, data, f"seed={s.run.seed}")
+    haystack = " ".join(facts).lower()
+    return all(word in haystack for word in wanted)
 
 
 def _run_line(s: Summary, now: float) -> dict[str, object]:
-    run, config = s.run, s.run.config
+    run = s.run
+    skewed = run.setting("data.partition") == "dirichlet"
     values = [a for _, a in s.curve]
     best = s.best
     title = f"Accuracy of {s.id}, at last {words.percent(values[-1])}" if values else ""
@@ -304,10 +324,8 @@ def _run_line(s: Summary, now: float) -> dict[str, object]:
         "link": Ask("run", (s.id,)).link(),
         "stands": s.standing,
         "method": run.method or "–",
-        "data": config.get("data.name", "–"),
-        "alpha": config.get("data.alpha", "–")
-        if config.get("data.partition") == "dirichlet"
-        else "–",
+        "data": run.setting("data.name") or "–",
+        "alpha": (skewed and run.setting("data.alpha")) or "–",
         "seed": run.seed or "–",
         "spark": svg.sparkline(values, title=title, colour=s.order),
         "best": words.percent(best),

@@ -8,8 +8,8 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from flwr_dashboard.state import Round, Run, Sprite
 
@@ -58,8 +58,7 @@ def drawn_rounds(run: Run) -> list[int]:
     return [n for n, r in sorted(run.rounds.items()) if r.sprite is not None]
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A cell of a sprite: where it stands, in pixels, and what it shows."""
 
     round: int
@@ -70,9 +69,13 @@ class Cell:
     weight: float
 
 
-def cells(this: Round) -> dict[tuple[str, int], list[Cell]]:
+Cells = dict[tuple[str, int], list[Cell]]
+"""Client and class -> the cells of a sprite that show them."""
+
+
+def cells(this: Round) -> Cells:
     """Return the cells of a round's sprite by client and class."""
-    found: dict[tuple[str, int], list[Cell]] = {}
+    found: Cells = {}
     sprite = this.sprite
     if sprite is None:
         return found

@@ -5,7 +5,6 @@ come from a request are only ever looked up among those found. Links are not fol
 """
 
 import hashlib
-import json
 import os
 import re
 import socket
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr_dashboard import words
-from flwr_dashboard.log import Tail, parse_all
+from flwr_dashboard.log import Tail, decode, parse, parse_all
 from flwr_dashboard.state import Run, Standing, standing, take
 
 LOG = "events.jsonl"
@@ -37,12 +36,27 @@ _TELLING = re.compile(
 """Of those bytes, the events that are read for a summary, beside the last."""
 RESULT_BYTES = 1 << 20
 """A larger ``result.json`` is not read for the list."""
-REFRESH_S = 0.25
-"""A log is looked at no more often, however many ask."""
+REFRESH_S = 0.15
+"""A log is looked at no more often; a page that shows a long one as it is read asks each 0.2 s."""
 ORDER_S = 10.0
 """How often the runs are put in order for their colours."""
 BACKLOG_S = 0.15
 """Time that one request spends on a long log before it shows what it has."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run of the list, not looked into yet.
+
+    Attributes
+    ----------
+    order
+        The run's place by age, the oldest 0: its colour on every page.
+    """
+
+    id: str
+    folder: Path
+    order: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Summary:
     Attributes
     ----------
     order
-        The run's place by age, the oldest 0: its colour on every page.
+        As its place has it.
     curve
         Accuracy by round, as far as ``result.json`` says.
     """
@@ -85,7 +99,7 @@ class Opened:
     tail: Tail
     run: Run
     version: int = 0
-    looked: float = 0.0
+    looked: float = float("-inf")
 
 
 class Library:
@@ -95,7 +109,8 @@ class Library:
         self.folder = folder
         self.lock = threading.RLock()
         self._opened: OrderedDict[str, Opened] = OrderedDict()
-        self._heads: dict[str, tuple[object, Run, tuple[tuple[int, float], ...]]] = {}
+        self._began: dict[str, tuple[Stamp, float | None]] = {}
+        self._summed: dict[str, tuple[object, Run, tuple[tuple[int, float], ...]]] = {}
         self._found: dict[str, Path] = {}
         self._found_at = self._ordered_at = float("-inf")
         self._order: dict[str, int] = {}
@@ -105,6 +120,9 @@ class Library:
         if time.monotonic() - self._found_at > 1.0:
             found = sorted(_find(self.folder, MAX_DEPTH), key=str)[:MAX_RUNS]
             self._found = {self._id(path): path for path in found}
+            for kept in (self._began, self._summed):
+                for run_id in kept.keys() - self._found.keys():
+                    del kept[run_id]
             self._found_at = time.monotonic()
         return self._found
 
@@ -130,44 +148,45 @@ class Library:
             if len(self._opened) > MAX_OPEN:
                 self._opened.popitem(last=False)
         self._opened.move_to_end(run_id)
-        if opened.tail.behind or time.monotonic() - opened.looked > REFRESH_S:
+        if time.monotonic() - opened.looked > REFRESH_S:
             _follow(opened)
         return opened
 
-    def summaries(self, now: float) -> list[Summary]:
+    def places(self) -> list[Place]:
         """Return all runs, the newest first."""
-        rows = []
-        for run_id, folder in self.folders().items():
-            read = self._head(run_id, folder)
-            if read is not None:
-                rows.append((run_id, *read))
-        rows.sort(key=lambda row: (row[1].began or row[3], row[0]))
-        found = [
-            Summary(run_id, run, standing(run, now, alive=alive(run)), order, curve, changed)
-            for order, (run_id, run, curve, changed) in enumerate(rows)
-        ]
+        began = {run_id: self._age(run_id, folder) for run_id, folder in self.folders().items()}
+        rows = sorted((when, run_id) for run_id, when in began.items() if when is not None)
+        found = [Place(run_id, self._found[run_id], n) for n, (_, run_id) in enumerate(rows)]
         return found[::-1]
 
     def order(self, run_id: str) -> int:
         """Return a run's place by age, the oldest 0: its colour on every page."""
         if run_id not in self._order or time.monotonic() - self._ordered_at > ORDER_S:
-            self._order = {s.id: s.order for s in self.summaries(time.time())}
+            self._order = {place.id: place.order for place in self.places()}
             self._ordered_at = time.monotonic()
         return self._order.get(run_id, 0)
 
-    def _head(
-        self, run_id: str, folder: Path
-    ) -> tuple[Run, tuple[tuple[int, float], ...], float] | None:
-        try:
-            status = (folder / LOG).lstat()
-        except OSError:
+    def summary(self, place: Place, now: float) -> Summary:
+        """Return what the list says of a run, read anew if its files have changed."""
+        log, result = stamp(place.folder / LOG), stamp(place.folder / RESULT)
+        kept = self._summed.get(place.id)
+        if kept is None or kept[0] != (log, result):
+            run = _ends(place.folder / LOG)
+            kept = ((log, result), run, _curve(place.folder / RESULT, run))
+            self._summed[place.id] = kept
+        _, run, curve = kept
+        stands = standing(run, now, alive=alive(run))
+        return Summary(place.id, run, stands, place.order, curve, log.changed if log else now)
+
+    def _age(self, run_id: str, folder: Path) -> float | None:
+        """Return when a run began, or else when its log was last written; None if it is gone."""
+        log = stamp(folder / LOG)
+        if log is None:
             return None
-        stamp = (status.st_ino, status.st_size, status.st_mtime_ns, _stamp(folder / RESULT))
-        kept = self._heads.get(run_id)
-        if kept is None or kept[0] != stamp:
-            run = _ends(folder / LOG)
-            kept = self._heads[run_id] = (stamp, run, _curve(folder / RESULT, run))
-        return kept[1], kept[2], status.st_mtime
+        kept = self._began.get(run_id)
+        if kept is None or kept[0] != log:
+            kept = self._began[run_id] = (log, _began(folder / LOG))
+        return log.changed if kept[1] is None else kept[1]
 
 
 def _find(folder: Path, depth: int) -> Iterator[Path]:
@@ -208,12 +227,33 @@ def _follow(opened: Opened) -> None:
     opened.looked = time.monotonic()
 
 
-def _stamp(path: Path) -> object:
+@dataclass(frozen=True)
+class Stamp:
+    """What of a file differs when its content does; ``changed`` in seconds since the epoch."""
+
+    inode: int
+    size: int
+    changed: float
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Return a file's stamp; None where there is none."""
     try:
         status = path.lstat()
     except OSError:
         return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return Stamp(status.st_ino, status.st_size, status.st_mtime)
+
+
+def _began(path: Path) -> float | None:
+    """Return the time of a log's first event; None if it does not stand near the beginning."""
+    try:
+        with path.open("rb") as file:
+            lines = file.read(HEAD_BYTES).split(b"\n")
+    except OSError:
+        return None
+    first = next((event for line in lines if (event := parse(line)) is not None), None)
+    return None if first is None else float(first["time"])
 
 
 def _ends(path: Path) -> Run:
@@ -247,9 +287,9 @@ def _curve(path: Path, run: Run) -> tuple[tuple[int, float], ...]:
     try:
         if path.is_symlink() or path.stat().st_size > RESULT_BYTES:
             raise ValueError("too large for a list")
-        result = json.loads(path.read_bytes())
+        result = decode(path.read_bytes())
         rounds = {0: words.numbers(result["initial"]["accuracy"])}
-        rounds |= {int(r["round"]): words.numbers(r["accuracy"]) for r in result["rounds"]}
+        rounds |= {words.whole(r, "round"): words.numbers(r["accuracy"]) for r in result["rounds"]}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return tuple(run.accuracy(run.model))
     names = list(rounds[max(rounds)] or rounds[0])
@@ -278,7 +318,7 @@ def newest(library: Library) -> str:
     ValueError
         There is none.
     """
-    found = library.summaries(time.time())
+    found = library.places()
     if not found:
         raise ValueError(f"{str(library.folder)!r} holds no run: no folder in it has an {LOG}")
     return found[0].id
@@ -293,8 +333,8 @@ def whole(library: Library, run_id: str) -> Run:
         There is no such run.
     """
     opened = library.open(run_id)
-    while opened is not None and opened.tail.behind and not opened.tail.missing:
-        opened = library.open(run_id)
     if opened is None:
         raise ValueError(f"there is no run {run_id!r}; name one of those that the dashboard lists")
+    while opened.tail.behind and not opened.tail.missing:
+        _follow(opened)
     return opened.run

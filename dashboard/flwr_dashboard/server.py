@@ -87,7 +87,7 @@ class Dashboard:
             return pages.parts(scene)
         if ask.page == "compare":
             return pages.compare_parts(self.library, ask, now)
-        return pages.list_parts(self.library.summaries(now), ask, now)
+        return pages.list_parts(self.library, ask, now)
 
     def picture(self, request: Request) -> Response:
         """Answer with a round's sprite, or with how one client's images grow in it."""
@@ -131,7 +131,8 @@ class Dashboard:
         now = time.time()
         with self._lock:
             found = []
-            for summary in self.library.summaries(now)[:MAX_SCRAPED]:
+            for place in self.library.places()[:MAX_SCRAPED]:
+                summary = self.library.summary(place, now)
                 run = summary.run
                 if summary.standing.key in ("running", "waiting"):
                     opened = self.library.open(summary.id)

@@ -5,7 +5,7 @@ is bounded, since a log may come from anywhere. Knows no file, no page and no cl
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,8 +121,8 @@ class Run:
 
     Attributes
     ----------
-    config, given
-        The settings as they are shown, and as they stand in the log.
+    given
+        The settings as they stand in the log; ``config`` has them as they are shown.
     phase, phase_began
         What the server does now and since when; empty between two phases.
     faults
@@ -135,7 +135,6 @@ class Run:
     rounds_planned: int = 0
     seed: str = ""
     flower_run: str = ""
-    config: dict[str, str] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
     said: frozenset[str] = frozenset()
     classes: tuple[str, ...] = ()
@@ -167,6 +166,15 @@ class Run:
     events: int = 0
     num_parts: int = 0
 
+    @property
+    def config(self) -> dict[str, str]:
+        """The settings as they are shown. A list of many runs needs two or three of a hundred."""
+        return _texts(self.given, 1000)
+
+    def setting(self, key: str) -> str:
+        """Return one setting as it is shown; empty where there is none."""
+        return _exactly(self.given[key]) if key in self.given else ""
+
     def scored(self) -> list[Round]:
         """Return the rounds that have an accuracy, in order."""
         return [r for _, r in sorted(self.rounds.items()) if r.accuracy]
@@ -192,9 +200,14 @@ class Run:
 
     def set_aside(self) -> int:
         """Return how many replies did not count, in all rounds."""
-        return sum(
-            p.outcome in OUTCOMES[1:] for r in self.rounds.values() for p in r.parts.values()
-        )
+        return self._ended(OUTCOMES[1:])
+
+    def answered(self) -> int:
+        """Return how many clients' parts of a round have ended, one way or another."""
+        return self._ended(OUTCOMES)
+
+    def _ended(self, ways: Sequence[str]) -> int:
+        return sum(p.outcome in ways for r in self.rounds.values() for p in r.parts.values())
 
 
 def take(run: Run, record: Record) -> None:
@@ -285,8 +298,8 @@ def _run_start(run: Run, r: Record) -> None:
     run.rounds_planned = words.whole(r, "rounds")
     run.seed = words.text(r, "seed")
     run.flower_run = words.text(r, "flower_run")
-    run.config = _texts(r.get("config"), 1000)
-    run.given = r["config"] if run.config else {}
+    given = r.get("config")
+    run.given = given if isinstance(given, Mapping) else {}
     run.said = frozenset(words.clean(k) for k in _list(r.get("said"), 1000))
     run.classes = tuple(words.clean(c, 40) for c in _list(r.get("classes"), 1000))
     run.versions = _texts(r.get("versions"), 40)

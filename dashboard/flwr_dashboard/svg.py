@@ -6,7 +6,7 @@ and is drawn for a width in pixels, so that letters keep their size. Nothing is 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -16,14 +16,12 @@ MAX_DOTS = 40
 """Points beyond which a line has no dots."""
 FEW_BARS = 30
 """Bars up to which each is high and its parts say what they are."""
+THIN = 11
+"""Height of one of more bars, in pixels, which the style sheet has as well."""
 MIN_PIXELS = 0.1
 """A shorter part of a bar is not drawn."""
 LETTER = 7.2
 """Width of a letter in pixels, at most, at the charts' 12; bold ones take a tenth more."""
-
-
-At = Callable[[float], float]
-"""A value -> where it stands, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -89,44 +87,88 @@ def line_chart(
     whole_x
         Whether only whole numbers make sense on the axis.
     """
+    frame = _frame(lines, level, width=width, height=height, x_last=x_last)
+    drawn = [
+        _open(width, height, title, "chart"),
+        *_to_come(frame, max((x for line in lines for x, _ in line.points), default=0)),
+        *_shares(frame),
+    ]
+    for x in ticks(0, frame.x_last, 5 if width < 450 else 8):
+        if not whole_x or x == int(x):
+            drawn.append(_text(frame.x(x), frame.base + 16, x_text.format(x), "middle"))
+    drawn.append(_text((frame.left + frame.end) / 2, height - 4, x_name, "middle"))
+    if level:
+        drawn.append(f'<path class="level" d="M{frame.left} {_n(frame.y(level[1]))}H{frame.end}"/>')
+    drawn += [_line(line, frame) for line in lines]
+    drawn += _end_labels(lines, level, frame)
+    return "".join(drawn) + "</svg>"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where a line chart's axes stand, in pixels, and from which to which value they go."""
+
+    left: int
+    end: int
+    top: int
+    base: int
+    x_last: float
+    low: float
+    high: float
+
+    def x(self, value: float) -> float:
+        return self.left + (self.end - self.left) * value / self.x_last
+
+    def y(self, value: float) -> float:
+        return self.top + (self.base - self.top) * (self.high - value) / (self.high - self.low)
+
+
+def _frame(
+    lines: Sequence[Line],
+    level: tuple[str, float] | None,
+    *,
+    width: int,
+    height: int,
+    x_last: float,
+) -> _Frame:
+    """Return axes that hold all points, with room at the right for what is written there."""
     values = [y for line in lines for _, y in line.points] + ([level[1]] if level else [])
     low, high = share_range(values)
-    names = [f"{line.name} {100 * line.points[-1][1]:.1f} %" for line in lines if line.points]
-    names += [f"{level[0]} {100 * level[1]:.1f} %"] if level else []
-    longest = max(map(len, names), default=0)
-    left, top, bottom = 48, 10, 38
+    longest = max((len(name) for name, _, _ in _ends(lines, level)), default=0)
     right = min(int(longest * LETTER * 1.1) + 12, int(width * 0.42))
-    x_last = max(x_last, max((x for line in lines for x, _ in line.points), default=0), 1e-9)
-
-    def at_x(x: float) -> float:
-        return left + (width - left - right) * x / x_last
-
-    def at_y(y: float) -> float:
-        return top + (height - top - bottom) * (high - y) / (high - low)
-
-    out = [_open(width, height, title, "chart")]
     reached = max((x for line in lines for x, _ in line.points), default=0)
-    if 0 < reached < x_last:
-        shade = f'x="{_n(at_x(reached))}" width="{_n(at_x(x_last) - at_x(reached))}"'
-        out.append(f'<rect class="tocome" {shade} y="{top}" height="{height - top - bottom}"/>')
-    for y in ticks(low, high, 5):
-        digits = 0 if abs(100 * y - round(100 * y)) < 1e-6 else 1
-        out.append(f'<path class="rule" d="M{left} {_n(at_y(y))}H{width - right}"/>')
-        out.append(_text(left - 6, at_y(y) + 4, f"{100 * y:.{digits}f} %", "end"))
-    steps = ticks(0, x_last, 5 if width < 450 else 8)
-    for x in steps:
-        if not whole_x or x == int(x):
-            out.append(_text(at_x(x), height - bottom + 16, x_text.format(x), "middle"))
-    out.append(_text((left + width - right) / 2, height - 4, x_name, "middle"))
-    if level:
-        out.append(f'<path class="level" d="M{left} {_n(at_y(level[1]))}H{width - right}"/>')
-    out += [_line(line, at_x, at_y) for line in lines]
-    out += _end_labels(lines, level, at_y, width - right + 10, (top, height - bottom))
-    return "".join(out) + "</svg>"
+    return _Frame(48, width - right, 10, height - 38, max(x_last, reached, 1e-9), low, high)
 
 
-def _line(line: Line, at_x: At, at_y: At) -> str:
-    spots = [(at_x(x), at_y(y), x, y) for x, y in line.points]
+def _ends(lines: Sequence[Line], level: tuple[str, float] | None) -> list[tuple[str, float, int]]:
+    """Return what is written beside each line's end, its value and its colour, -1 for the level."""
+    found = [(line.name, line.points[-1][1], line.colour) for line in lines if line.points]
+    found += [(*level, -1)] if level else []
+    return [(f"{name} {100 * y:.1f} %", y, colour) for name, y, colour in found]
+
+
+def _to_come(frame: _Frame, reached: float) -> list[str]:
+    """Return the shade over what is still to come."""
+    if not 0 < reached < frame.x_last:
+        return []
+    left, size = frame.x(reached), frame.base - frame.top
+    shape = f'x="{_n(left)}" width="{_n(frame.end - left)}" y="{frame.top}" height="{size}"'
+    return [f'<rect class="tocome" {shape}/>']
+
+
+def _shares(frame: _Frame) -> list[str]:
+    """Return the rules across, each with its share."""
+    drawn = []
+    for value in ticks(frame.low, frame.high, 5):
+        y = frame.y(value)
+        digits = 0 if abs(100 * value - round(100 * value)) < 1e-6 else 1
+        drawn.append(f'<path class="rule" d="M{frame.left} {_n(y)}H{frame.end}"/>')
+        drawn.append(_text(frame.left - 6, y + 4, f"{100 * value:.{digits}f} %", "end"))
+    return drawn
+
+
+def _line(line: Line, frame: _Frame) -> str:
+    spots = [(frame.x(x), frame.y(y), x, y) for x, y in line.points]
     path = "L".join(f"{_n(x)} {_n(y)}" for x, y, _, _ in spots)
     if not path:
         return ""
@@ -139,32 +181,24 @@ def _line(line: Line, at_x: At, at_y: At) -> str:
     return f'<g class="line {classes(line.colour)}"><path d="M{path}"/>{marks}</g>'
 
 
-def _end_labels(
-    lines: Sequence[Line],
-    level: tuple[str, float] | None,
-    at_y: At,
-    x: float,
-    span: tuple[float, float],
-) -> list[str]:
+def _end_labels(lines: Sequence[Line], level: tuple[str, float] | None, frame: _Frame) -> list[str]:
     """Return the last value of each line beside its end, none over another."""
-    wanted = [
-        (at_y(line.points[-1][1]), f"{line.name} {100 * line.points[-1][1]:.1f} %", line.colour)
-        for line in lines
-        if line.points
-    ]
-    if level:
-        wanted.append((at_y(level[1]), f"{level[0]} {100 * level[1]:.1f} %", -1))
-    wanted.sort()
-    top, bottom = span
+    wanted = sorted((frame.y(y), name, colour) for name, y, colour in _ends(lines, level))
     spots: list[float] = []
     for y, _, _ in wanted:
-        spots.append(max(y, spots[-1] + 15 if spots else top))
+        spots.append(max(y, spots[-1] + 15 if spots else frame.top))
     # What was pushed below the chart goes up again, from the last.
     for i in range(len(spots) - 1, -1, -1):
-        spots[i] = min(spots[i], (spots[i + 1] if i + 1 < len(spots) else bottom + 15) - 15)
+        spots[i] = min(spots[i], (spots[i + 1] if i + 1 < len(spots) else frame.base + 15) - 15)
     return [
-        _text(x, y + 4, label, "start", "quiet" if colour < 0 else f"ends c{colour % COLOURS}")
-        for y, (_, label, colour) in zip(spots, wanted, strict=True)
+        _text(
+            frame.end + 10,
+            y + 4,
+            name,
+            "start",
+            "quiet" if colour < 0 else f"ends c{colour % COLOURS}",
+        )
+        for y, (_, name, colour) in zip(spots, wanted, strict=True)
     ]
 
 
@@ -214,7 +248,7 @@ def bars(rows: Sequence[Bar], *, title: str, width: int, unit: str = " s") -> st
     right = max((len(row.end) for row in rows), default=0) * LETTER + 10
     scale = max(width - left - right, 40) / longest
     few = len(rows) <= FEW_BARS
-    pitch, thick = (28, 18) if few else (16, 11)
+    pitch, thick = (28, 18) if few else (16, THIN)
     # An image has no links inside; a group may.
     role = "group" if any(row.link for row in rows) else "img"
     out = [_open(width, len(rows) * pitch + 2, title, "chart bars", role)]
@@ -223,8 +257,8 @@ def bars(rows: Sequence[Bar], *, title: str, width: int, unit: str = " s") -> st
         y = number * pitch + (pitch - thick) / 2
         marks, end = draw(row, left, y, thick, scale, unit)
         middle = _n(y + thick / 2 + 4)
-        name = f'<text class="quiet e" x="{_n(left - 8)}" y="{middle}">{escape(row.name)}</text>'
-        last = f'<text class="quiet" x="{_n(end + 6)}" y="{middle}">{escape(row.end)}</text>'
+        name = f'<text class="e" x="{_n(left - 8)}" y="{middle}">{escape(row.name)}</text>'
+        last = f'<text x="{_n(end + 6)}" y="{middle}">{escape(row.end)}</text>'
         link = f'<a href="{escape(row.link)}">' if row.link else ""
         out.append(f"{link}{name}{marks}{last}" + ("</a>" if link else ""))
     return "".join(out) + "</svg>"
@@ -249,8 +283,9 @@ def _bar(row: Bar, x: float, y: float, thick: float, scale: float, unit: str) ->
     marks = []
     for kind, _, length in row.parts:
         if length * scale >= MIN_PIXELS:
-            marks.append(f'<path class="{kind}" d="M{_n(x)} {_n(y)}h{_n(length * scale)}v{thick}')
-            marks.append(f'H{_n(x)}z"/>')
+            # A stroke, as thick as the style sheet says.
+            where = f"M{_n(x)} {_n(y + thick / 2)}h{_n(length * scale)}"
+            marks.append(f'<path class="{kind}" d="{where}"/>')
         x += length * scale
     return "".join(marks), x
 

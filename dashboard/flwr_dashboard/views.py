@@ -23,7 +23,8 @@ MAX_MATRIX = 200
 """Clients and rounds of the field of replies."""
 MAX_COLUMNS = 20
 """Classes shown as columns."""
-MAX_BARS = 200
+MAX_BARS = 100
+"""Bars of one chart: rounds, the newest, or one page of clients."""
 
 GLYPHS = {
     "idle": ("·", "idle"),
@@ -75,6 +76,7 @@ def tiles(run: Run, stands: Standing, now: float) -> list[Tile]:
     planned = max(run.rounds_planned, run.round)
     control = run.control.get(run.model)
     took = _took(run, stands, now)
+    each = [r.seconds for r in done if r.seconds is not None]
     up, down = sum(r.bytes_up for r in done), sum(r.bytes_down for r in done)
     aside = run.set_aside()
     left = _left(run, stands, now)
@@ -93,13 +95,15 @@ def tiles(run: Run, stands: Standing, now: float) -> list[Tile]:
         ),
         Tile("clients", f"{run.online or len(run.clients)}", "online" if run.online else "seen"),
         Tile(
-            "set aside", f"{aside}", "late, failed or malformed" if aside else "every reply counts"
+            "set aside",
+            f"{aside}",
+            f"of {run.answered():,} asked" if aside else "every reply counts",
         ),
         Tile("sent up", words.size(up), f"{words.size(down)} down"),
         Tile(
             "time",
             words.duration(took),
-            f"{words.duration(took / len(done))} a round" if done else "",
+            f"{words.duration(sum(each) / len(each))} a round" if each else "",
         ),
     ]
 
@@ -334,9 +338,14 @@ def phase_class(name: str) -> str:
     return f"p-{name}" if name in PHASES else "p-other"
 
 
-def rounds_by_phase(run: Run, ask: Ask, now: float) -> Chart | None:
+def timed(run: Run) -> list[int]:
+    """Return the rounds of which it is known where their time went, and the present one."""
+    return sorted(n for n, r in run.rounds.items() if r.phases or n == run.round)
+
+
+def rounds_by_phase(run: Run, ask: Ask, now: float, *, most: int = MAX_BARS) -> Chart | None:
     """Return a bar a round, its parts the phases; the newest rounds of very many."""
-    numbers = sorted(n for n, r in run.rounds.items() if r.phases or n == run.round)[-MAX_BARS:]
+    numbers = timed(run)[-most:]
     rows, table = [], []
     for number in numbers:
         phases = dict(run.rounds[number].phases)
@@ -369,13 +378,12 @@ def phases_present(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def clients_of_round(run: Run, number: int) -> Chart | None:
+def clients_of_round(run: Run, number: int, first: int) -> Chart | None:
     """Return a bar a client for one round: its training, then the server's distillation."""
-    this = run.rounds.get(number)
-    names = sorted(this.parts, key=order)[:MAX_BARS] if this else []
+    parts_by_name = run.rounds[number].parts if number in run.rounds else {}
     rows = []
-    for name in names:
-        part = this.parts[name] if this else Part()
+    for name in sorted(parts_by_name, key=order)[first : first + MAX_BARS]:
+        part = parts_by_name[name]
         parts = [
             ("p-clients", "trains", part.seconds or 0.0),
             ("p-distill", "is distilled", part.distill_seconds or 0.0),

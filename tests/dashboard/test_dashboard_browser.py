@@ -1,31 +1,14 @@
-"""The pages in a real browser: looks, controls, live updates, accessibility.
+"""The pages in a real browser: looks, controls, live updates, accessibility."""
 
-Wants Playwright, Chromium at ``$CHROMIUM`` or on the path, and axe-core's
-``axe.min.js`` at ``$AXE`` or below ``node_modules/`` (``npm install --no-save axe-core``); says
-what is missing.
-"""
-
-import os
-import re
-import shutil
+import base64
 import subprocess
 import sys
-from pathlib import Path
 
 import dashboard_logs as logs
 import pytest
+from browsing import Visit, check_looks, chromium, faults, marks, serving, sync_api
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
-AXE = Path(os.environ.get("AXE") or "node_modules/axe-core/axe.min.js")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed"),
-]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
+pytestmark = marks
 PAGES = ["", "run?id=first", "run?id=deep/second", "federation?id=deep/second", "images?id=first"]
 PAGES += ["images?id=first&client=1&class=1", "time?id=first&round=2", "config?id=first"]
 PAGES += ["log?id=deep/second", "compare?id=first&id=deep/second", "federation?id=many&client=7"]
@@ -33,8 +16,8 @@ PAGES += ["log?id=deep/second", "compare?id=first&id=deep/second", "federation?i
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -51,25 +34,8 @@ def folder(tmp_path):
 
 @pytest.fixture
 def address(folder):
-    command = [sys.executable, "-m", "flwr_dashboard", str(folder), "--port", "0"]
-    server = subprocess.Popen([*command, "--token", "t"], stdout=subprocess.PIPE, text=True)
-    yield re.search(r"http://\S+/", server.stdout.readline())[0]
-    server.terminate()
-    server.wait(10)
-    server.stdout.close()
-
-
-class Visit:
-    """A page of a browser that notes everything that should not happen."""
-
-    def __init__(self, browser, width=1280, scheme="light"):
-        size = {"width": width, "height": 900}
-        self.context = browser.new_context(viewport=size, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.wrong, self.asked = [], []
-        self.page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+    with serving(folder) as address:
+        yield address
 
 
 @pytest.fixture
@@ -77,38 +43,11 @@ def visit(browser, address):
     visit = Visit(browser)
     visit.page.goto(f"{address}?token=t")
     yield visit
-    visit.context.close()
-    assert visit.wrong == []
-    assert [url for url in visit.asked if not url.startswith((address, "data:"))] == []
+    visit.close(address)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_every_page_fits_and_is_accessible(browser, address, width, scheme):
-    visit = Visit(browser, width, scheme)
-    visit.page.goto(f"{address}?token=t")
-    faults = {}
-    for path in PAGES:
-        visit.page.goto(address + path)
-        for details in visit.page.locator("details").all():
-            details.evaluate("d => { d.open = true }")
-        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, path
-        assert visit.page.locator("h1").count() == 1
-        faults[path] = _axe(visit.page)
-    visit.context.close()
-    assert visit.wrong == []
-    assert [url for url in visit.asked if not url.startswith((address, "data:"))] == []
-    assert {path: found for path, found in faults.items() if found} == {}
-
-
-def _axe(page):
-    """Return what axe-core finds, in words."""
-    if not AXE.is_file():
-        pytest.skip("axe-core is not installed: npm install --no-save axe-core")
-    # Through the debugger, which the page's content policy does not bind.
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("async () => (await axe.run()).violations")
-    return [f"{v['id']}: {n['html'][:200]}" for v in found for n in v["nodes"][:2]]
+def test_every_page_fits_and_is_accessible(browser, address):
+    check_looks(browser, address, PAGES)
 
 
 def test_numbers_change_and_nothing_else_does(visit, address, folder):
@@ -185,8 +124,6 @@ def test_the_images_are_the_sprites(visit, address):
         canvas.drawImage(image, 0, 0);
         return [...canvas.getImageData(image.width / 2, image.height / 2, 1, 1).data];
     }"""
-    import base64
-
     blank = visit.context.new_page()
     assert blank.evaluate(script, f"data:image/png;base64,{base64.b64encode(drawn).decode()}") == [
         120,
@@ -240,8 +177,5 @@ def test_the_report_opens_from_the_disk(browser, folder, tmp_path):
     visit.page.locator("#frame").press("ArrowLeft")
     assert visit.page.locator(".frame:visible h3").inner_text() == "round 2"
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
-    faults = _axe(visit.page)
-    visit.context.close()
-    assert visit.wrong == []
-    assert [u for u in visit.asked if not u.startswith(("file:", "data:"))] == []
-    assert faults == []
+    assert faults(visit.page) == []
+    visit.close("file:")

@@ -275,7 +275,7 @@ def test_a_log_cut_anywhere_makes_a_page(tmp_path):
     for end in range(0, len(whole), 7):
         path.write_bytes(whole[:end])
         library = runs.Library(tmp_path)
-        library.summaries(0.0)
+        assert [library.summary(place, 0.0).id for place in library.places()] == ["cut"]
         scene = pages.scene(library, Ask("run", ("cut",)), 0.0)
         assert scene.opened.tail.broken == 0
         if end % 203 == 0:
@@ -295,6 +295,26 @@ def test_a_foreign_an_empty_and_a_vanished_log_are_said(tmp_path):
     time.sleep(runs.REFRESH_S + 0.05)
     assert "The log cannot be read" in text_of(client.get("/run?id=gone").text)
     assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        '{"initial": {"accuracy": {"a": NaN}}, "rounds": [{"round": 1, "accuracy": {"a": 1e308}}]}',
+        '{"initial": {"accuracy": {"a": 1}}, "rounds": [{"round": Infinity, "accuracy": 1}]}',
+        '{"initial": {"accuracy": {"a": 1}}, "rounds": [{"round": 1e999, "accuracy": {"a": 1}}]}',
+        '{"initial": {"accuracy": {}}, "rounds": [{"round": "2", "accuracy": {}}, 3]}',
+        '{"initial": {"accuracy": {}}, "rounds": [{"round": -' + "9" * 5000 + "}]}",
+        '{"initial": {"accuracy": [1]}, "rounds": {"a": 1}}',
+        "[" * 100_000,
+        "\x00",
+    ],
+)
+def test_results_that_make_no_sense_do_not_hide_the_list(folder, result):
+    (folder / "first" / "result.json").write_text(result)
+    client = signed_in(folder)
+    assert "2 runs" in text_of(client.get("/").text)
+    assert "nan" not in text_of(client.get("/?find=first").text)
 
 
 def test_an_unreadable_folder_does_not_hide_the_others(folder):

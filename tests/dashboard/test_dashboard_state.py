@@ -3,11 +3,12 @@
 import json
 import math
 import random
+import re
 
 import dashboard_logs as logs
 import pytest
 
-from flwr_dashboard import downloads, metrics, pages, tensorboard, views, words
+from flwr_dashboard import compare, downloads, metrics, pages, tensorboard, views, words
 from flwr_dashboard.ask import Ask
 from flwr_dashboard.log import Tail, parse
 from flwr_dashboard.runs import Opened
@@ -134,6 +135,7 @@ def test_tables_for_other_programs():
     clients = downloads.clients_csv(run).splitlines()
     assert clients[1].startswith("1,0,replied,50,4.0,0.25,500000,,1,1.0,0.5,8.0,")
     assert clients[4].startswith("2,1,late,")
+    assert json.loads(downloads.run_json(run))["config"]["data.name"] == "mnist5k"
     assert downloads._csv(["=1+1"], [["@x"]]) == "'=1+1\n'@x\n"
 
 
@@ -195,6 +197,7 @@ def test_durations(said, expected):
 
 ODD = [None, True, -1, 0, 3, 10**400, 1e308, -0.5, math.nan, "", "x\x00", "<b>", [], [1, "a", None]]
 ODD += [{}, {"a": 1.0, "b": "c", "": None}, {"1": [{}]}, [0, 1], [[2]], 2**70, "clients", "failed"]
+ODD += [math.inf, {"a": 1e308, "b": -1e308}, {"a": -1e308}, {"a": 1e99, "b": -1e99}]
 KINDS = ["run-start", "run-end", "round-start", "round-end", "phase-start", "phase-end"]
 KINDS += ["client-asked", "reply-arrived", "client-reply", "client-rejected", "distill-progress"]
 KINDS += ["distilled", "train-progress", "scored", "control-scored", "sprite-written", "heartbeat"]
@@ -228,7 +231,12 @@ def test_no_event_breaks_a_page(seed, tmp_path):
     opened = Opened("a", tmp_path, Tail(tmp_path / "log"), run)
     for page in pages.PARTS:
         for ask in (Ask(page, ("a",)), Ask(page, ("a",), 2, "0", 3, "bytes", 1, changed=True)):
-            pages.parts(pages.Scene(ask, opened, standing(run, NOW), 0, NOW))
+            for part in pages.parts(pages.Scene(ask, opened, standing(run, NOW), 0, NOW)):
+                assert not re.search(r'(d|x|y|width|height)="[^"]*(nan|inf)', part.html), part.html
+    both = [compare.Compared(name, run, order) for order, name in enumerate("ab")]
+    compare.curves(both)
+    compare.table(both)
+    compare.spread(both)
     downloads.rounds_csv(run)
     downloads.clients_csv(run)
     json.loads(downloads.run_json(run))

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "watch_fedavg"
 
 SIMULATION = """
-from client_app import app as client_app
-from server_app import app as server_app
+from watched_client import app as client_app
+from watched_server import app as server_app
 from flwr.simulation import run_simulation
 
 resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 3}}
@@ -22,10 +22,16 @@ run_simulation(server_app, client_app, num_supernodes=3, backend_config=resource
 
 
 def test_the_watched_app_differs_from_a_stock_app_by_two_lines():
-    lines = (EXAMPLE / "server_app.py").read_text(encoding="utf-8").splitlines()
+    lines = (EXAMPLE / "watched_server.py").read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if line and '"""' not in line]) <= 12
     assert len([line for line in lines if "Watched" in line]) == 3  # import, use and the docstring
     assert "torch" not in "".join(lines)
+
+
+def test_its_modules_have_names_of_their_own():
+    # Ray's workers look for a module in the folder that the SuperLink was started in, and where
+    # this project is installed for work on it, before they look into the app.
+    assert not {p.name for p in EXAMPLE.glob("*.py")} & {p.name for p in ROOT.glob("*.py")}
 
 
 @pytest.mark.slow
