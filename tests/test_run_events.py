@@ -2,11 +2,12 @@
 
 import pytest
 from inline_grid import simulated
-from inprocess_run import break_reply, events_of, power_cut, run, spoil
+from inprocess_run import break_reply, events_of, power_cut, run, spoil, trained
 
 import server_app
 from feddgm_flwr import events
 from feddgm_flwr.core.settings import Scalar
+from feddgm_flwr.federation.screening import NoReplyError
 
 PARTS = ("device_of", "draw_owners", "add_control", "save_models")
 
@@ -141,6 +142,19 @@ def test_a_reply_that_is_set_aside_is_told_with_its_reason(tmp_path):
     [rejected] = ended.of("client-rejected")
     assert rejected["reason"] == "it did not answer in time"
     assert ended.of("run-end")[0]["status"] == "completed"
+
+
+def test_a_run_without_any_reply_is_told_as_failed(tmp_path):
+    with pytest.raises(NoReplyError, match="no round of 1 made a new model"):
+        run(
+            tmp_path / "run",
+            method="fedavg",
+            num_server_rounds=1,
+            tamper=lambda message, reply, sender: None if trained(message) else reply,
+        )
+    end = events_of(tmp_path / "run")[-1]
+    assert (end["kind"], end["status"]) == ("run-end", "failed")
+    assert "resume = true and a higher num-server-rounds" in end["reason"]
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -37,7 +37,7 @@ from feddgm_flwr.federation import checkpoint, messages
 from feddgm_flwr.federation.roster import Roster
 from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.federation.scoring import falls_behind
-from feddgm_flwr.federation.screening import Screened, screen
+from feddgm_flwr.federation.screening import NoReplyError, Screened, screen
 from feddgm_flwr.federation.telling import Teller
 from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
@@ -145,18 +145,30 @@ class RoundKeeper(Strategy):
         self._round = _Round(0, 0.0, {}, {}, [])
 
     def run(self, grid: Grid) -> None:
-        """Do the rounds that are left."""
+        """Do the rounds that are left.
+
+        Raises
+        ------
+        NoReplyError
+            No round, those before a resume counted in, used a reply.
+        """
         left = self._config.num_server_rounds - self.state.server_round
         if left < 1:
             logger.info("all %d rounds were done before", self.state.server_round)
-            return
-        self.start(
-            WatchedGrid(grid, arrived=self._arrived),
-            messages.to_record(self.state.surrogate),
-            num_rounds=left,
-            timeout=self._config.rounds.timeout_s,
-            evaluate_fn=self.end_round,
-        )
+        else:
+            self.start(
+                WatchedGrid(grid, arrived=self._arrived),
+                messages.to_record(self.state.surrogate),
+                num_rounds=left,
+                timeout=self._config.rounds.timeout_s,
+                evaluate_fn=self.end_round,
+            )
+        if all(done.kept for done in self.results.rounds):
+            raise NoReplyError(
+                f"no round of {len(self.results.rounds)} made a new model, the last because "
+                f"{self.results.rounds[-1].kept}; see the lines of the clients that were set "
+                "aside, then go on with resume = true and a higher num-server-rounds"
+            )
 
     def _arrived(self, asked: Metadata, reply: Message, seconds: float) -> None:
         self._tell.arrived(self._round.asked().get(asked.message_id), asked, reply, seconds)
@@ -240,6 +252,7 @@ class RoundKeeper(Strategy):
                     content=messages.task_content(task),
                     dst_node_id=now.nodes[partition_id],
                     message_type=message_type,
+                    ttl=self._config.rounds.timeout_s,
                 )
                 for partition_id, task in tasks.items()
             ]
@@ -262,15 +275,23 @@ class RoundKeeper(Strategy):
         expected = {p: self._expected(name) for p, name in now.surrogates.items()}
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
         self._tell.judged(now.screened, self.state.surrogates)
-        if now.screened.accepted:
+        now.kept = self._too_few(len(now.screened.accepted))
+        if not now.kept:
             self._advance(now.screened)
-        else:
-            now.kept = "no reply could be used"
         if now.kept:
             logger.warning("round %d keeps the old model: %s", now.number, now.kept)
             self.state = replace(self.state, server_round=now.number)
         metrics = MetricRecord({"clients": len(now.screened.accepted)})
         return messages.to_record(self.state.surrogate), metrics
+
+    def _too_few(self, accepted: int) -> str:
+        """Return why so many replies are not enough, or ""."""
+        wanted = self._config.rounds.min_replies
+        if accepted >= wanted:
+            return ""
+        if not accepted:
+            return "no reply could be used"
+        return f"rounds.min-replies = {wanted} replies must be usable, got {accepted}"
 
     def _advance(self, screened: Screened) -> None:
         """Take the method's next state, unless it is broken."""
@@ -364,6 +385,7 @@ class RoundKeeper(Strategy):
             federated=now.federated,
             distilled=[figures(report) for report in reports],
             fidelity=self._fidelity(),
+            kept=now.kept,
         )
         self.results.rounds.append(done)
         with phase("save", now.number, self._emit):
@@ -374,7 +396,7 @@ class RoundKeeper(Strategy):
             self._show(now.number, now.report)
         # How each client was distilled has events of its own.
         told = {name: value for name, value in asdict(done).items() if name != "distilled"}
-        self._emit(RoundEnd(**told, kept=now.kept, eta_s=self._left_s()))
+        self._emit(RoundEnd(**told, eta_s=self._left_s()))
 
     def _fidelity(self) -> dict[str, float] | None:
         report = self._round.report

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 
 from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.federation.messages import (
@@ -19,6 +20,14 @@ from feddgm_flwr.federation.messages import (
 )
 
 Kind = Literal["failed", "malformed", "late"]
+
+EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+"""Codes of the errors that the SuperLink makes of a message, or a reply, whose time is up."""
+LATE = "it did not answer in time"
+
+
+class NoReplyError(RuntimeError):
+    """No round of a run used a reply."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def screen(
             accepted[verdict.update.partition_id] = verdict
         else:
             aside.append(verdict)
-    aside += [SetAside(p, "late", "it did not answer in time") for p in silent]
+    aside += [SetAside(p, "late", LATE) for p in silent]
     return Screened(
         accepted=tuple(accepted[p] for p in sorted(accepted)),
         set_aside=tuple(sorted(aside, key=_order)),
@@ -104,6 +113,8 @@ def _judge(
 ) -> Accepted | SetAside:
     if sender is None:
         return SetAside(None, "malformed", "it answers no message of this round")
+    if reply.has_error() and reply.error.code in EXPIRED:
+        return SetAside(sender, "late", LATE)
     parsed = parse_reply(reply, expected[sender])
     if isinstance(parsed, Rejection):
         kind: Kind = "failed" if reply.has_error() else "malformed"

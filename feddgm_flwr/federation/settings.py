@@ -24,6 +24,13 @@ class RoundsConfig(Settings):
         ge=1,
         may_differ=True,
     )
+    min_replies: int = setting(
+        1,
+        "A round with fewer usable replies keeps the old model. A run none of whose rounds used a "
+        "reply has failed.",
+        ge=1,
+        may_differ=True,
+    )
     node_wait_s: float = setting(
         300.0,
         "Longest wait for `min-clients`, in seconds; then the run ends with a sentence.",
@@ -32,7 +39,9 @@ class RoundsConfig(Settings):
     )
     timeout_s: float = setting(
         3600.0,
-        "Replies later than this, in seconds, are counted as missing.",
+        "Replies later than this, in seconds, are counted as missing. A message lives as long, so "
+        "nobody works on one of a round that is over; clocks of devices must be right to within "
+        "it.",
         gt=0,
         may_differ=True,
     )

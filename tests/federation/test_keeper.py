@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.events import ClientAsked, RoundEnd, RoundStart, Scored
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.keeper import RoundKeeper
+from feddgm_flwr.federation.screening import NoReplyError
 from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, Scores
 
@@ -43,7 +45,17 @@ class Kept:
     """A keeper after its rounds, with all that was told and shown."""
 
     def __init__(
-        self, folder, half, *, clients=3, tamper=None, after=None, down=None, show=None, **said
+        self,
+        folder,
+        half,
+        *,
+        clients=3,
+        tamper=None,
+        after=None,
+        down=None,
+        show=None,
+        fails="",
+        **said,
     ):
         said = {k.replace("__", ".").replace("_", "-"): v for k, v in said.items()}
         flat = {**DEFAULTS, **FAST, "method": "fedavg", **said}
@@ -68,7 +80,8 @@ class Kept:
             score=self.score,
             show=show or (lambda number, report: self.shown.append((number, report))),
         )
-        self.keeper.run(self.grid)
+        with pytest.raises(NoReplyError, match=fails) if fails else nullcontext():
+            self.keeper.run(self.grid)
 
     def score(self, state):
         self.scored.append(state.server_round)
@@ -110,7 +123,7 @@ def test_a_broken_new_state_is_not_taken(where, value, tmp_path, caplog):
             return replace(state, surrogate=dict.fromkeys(state.surrogate, broken["w"]))
         return replace(state, global_models={"vit": broken})
 
-    kept = Kept(tmp_path, Half(spoil), num_server_rounds=2)
+    kept = Kept(tmp_path, Half(spoil), num_server_rounds=2, fails="no round of 2 .* NaN")
     assert [e.kept for e in kept.of(RoundEnd)] == ["the new one holds NaN or infinity"] * 2
     assert kept.keeper.state == replace(kept.first, server_round=2)
     assert "keeps the old model" in caplog.text
@@ -122,7 +135,7 @@ def test_without_a_usable_reply_the_half_is_not_asked(tmp_path):
     def tamper(message, reply, partition_id):
         return None if trained(message) else reply
 
-    kept = Kept(tmp_path, half, tamper=tamper, num_server_rounds=1)
+    kept = Kept(tmp_path, half, tamper=tamper, num_server_rounds=1, fails="no reply could be used")
     assert half.asked == []
     assert kept.of(RoundEnd)[0].kept == "no reply could be used"
     assert kept.of(RoundEnd)[0].replies["late"] == 3
@@ -209,3 +222,38 @@ def test_clients_scores_are_averaged_by_their_images(tmp_path):
         "examples": 40,
         "clients": 2,
     }
+
+
+def lost(*rounds):
+    """Return a tamper that loses client 1's and 2's training in some rounds."""
+
+    def tamper(message, reply, partition_id):
+        here = trained(message) and message.content["config"]["server-round"] in rounds
+        return None if here and partition_id else reply
+
+    return tamper
+
+
+def test_a_round_with_too_few_replies_keeps_the_old_model(tmp_path):
+    half = Half()
+    kept = Kept(tmp_path, half, tamper=lost(1), rounds__min_replies=2)
+    assert [heard for _, heard, _ in half.asked] == [[0, 1, 2]]
+    why = "rounds.min-replies = 2 replies must be usable, got 1"
+    assert [e.kept for e in kept.of(RoundEnd)] == [why, ""]
+    assert [r["kept"] for r in checkpoint.load(tmp_path).results["rounds"]] == [why, ""]
+
+
+def test_a_run_none_of_whose_rounds_used_a_reply_has_failed_and_can_go_on(tmp_path):
+    said = {"rounds__min_replies": 2, "tamper": lost(1, 2)}
+    first = Kept(tmp_path / "a", Half(), fails="no round of 2 .* got 1; see", **said)
+    again = {"after": first.keeper, "num_server_rounds": 2}
+    Kept(tmp_path / "b", Half(), fails="no round of 2", **again)
+    grown = Kept(tmp_path / "c", Half(), **again | said | {"num_server_rounds": 3})
+    assert [e.kept for e in grown.of(RoundEnd)] == [""]
+
+
+def test_a_message_lives_as_long_as_its_round_waits(tmp_path):
+    kept = Kept(tmp_path, Half(), rounds__timeout_s=7.5, rounds__federated_evaluation=True)
+    lives = {(m.metadata.message_type, m.metadata.ttl) for m in kept.grid.asked}
+    assert lives >= {("train", 7.5), ("evaluate", 7.5)}
+    assert {ttl for kind, ttl in lives if kind in ("train", "evaluate")} == {7.5}

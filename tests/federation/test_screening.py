@@ -59,6 +59,13 @@ def test_the_silent_are_late():
     assert (got.count("late"), got.count("failed"), got.count("malformed")) == (2, 0, 0)
 
 
+@pytest.mark.parametrize("code", [3, 4])
+def test_a_message_whose_time_is_up_is_late_whoever_says_so(code):
+    expired = Message(Error(code=code, reason="Message Unavailable"), reply_to=question(0))
+    got = screen([expired], {"m0": 4}, EXPECTED)
+    assert got.set_aside == (SetAside(4, "late", "it did not answer in time"),)
+
+
 def test_the_failed_are_not_late():
     got = screen([failed(0), reply(1, 2), reply(2, 9)], ASKED, EXPECTED)
     assert got.set_aside == (SetAside(4, "failed", "the client failed: no power"),)
