@@ -184,6 +184,20 @@ class ClientReply(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientClipped(Event):
+    """An accepted reply claims more than its limit; what is beyond does not count."""
+
+    partition_id: int
+    """The client's stable identity."""
+    what: str
+    """`examples`, the number of its images, or `movement`, how far its parameters moved."""
+    claimed: float
+    """What the reply says."""
+    counted: float
+    """What of it counts: `server.clip-examples` or `server.clip-movement` medians of the round."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientScored(Event):
     """A client's score of the surrogate on its own test images is accepted."""
 

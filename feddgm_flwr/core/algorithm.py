@@ -20,7 +20,8 @@ from feddgm_flwr.core.ensemble import mixture
 from feddgm_flwr.core.learning import Learners, UnionConfig
 from feddgm_flwr.core.models import HEAD, SURROGATE
 from feddgm_flwr.core.ownership import decay_bound, mean_of_owners, owned_classes
-from feddgm_flwr.core.params import Params, blend, weighted_mean
+from feddgm_flwr.core.params import Params, blend
+from feddgm_flwr.core.robust import Mean
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.start import prior_set
 from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
@@ -48,6 +49,8 @@ class Workshop:
         How clients train: it bounds what weight decay does to a class that a client lacks.
     gallery
         Where images are shown while they grow.
+    mean
+        How replies become one.
     """
 
     bench: Bench
@@ -57,6 +60,7 @@ class Workshop:
     client: TrainConfig
     seed: int
     gallery: Gallery = field(default_factory=Gallery)
+    mean: Mean = field(default_factory=Mean)
 
     def of(self, name: str) -> "Workshop":
         """Return this workshop as the clients of one surrogate need it."""
@@ -193,11 +197,13 @@ def next_surrogate(
         alone = config.surrogate_update == "aggregate"
         return state.surrogate if alone else learn(state.surrogate, union)
     replies, weights = [u.params for u, _ in sound], [u.num_examples for u, _ in sound]
-    mean = weighted_mean(replies, weights)
+    mean = shop.mean(replies, weights, state.surrogate)
     if config.surrogate_update == "aggregate":
         return mean
     owned = [job.images_per_class for _, job in sound]
-    start = mean if config.classifier_mean == "all" else mean_of_owners(replies, weights, owned)
+    start = mean
+    if config.classifier_mean == "owners":
+        start = mean_of_owners(replies, weights, owned, state.surrogate, shop.mean)
     if (share := config.teacher_share) and len(union):
         said = mixture(learner.module, replies, weights, union.images, device=learner.device)
         union = replace(union, targets=union.targets.lerp(said, share))

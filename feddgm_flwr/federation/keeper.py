@@ -8,7 +8,7 @@ need be with the old model.
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import fsum
 from pathlib import Path
 
@@ -29,8 +29,9 @@ from feddgm_flwr.core.fidelity import Judge
 from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.models import SURROGATE
 from feddgm_flwr.core.params import all_finite, weighted_mean
+from feddgm_flwr.core.robust import within_limits, within_median
 from feddgm_flwr.core.settings import Scalar
-from feddgm_flwr.core.state import DistillReport, RoundReport, ServerState
+from feddgm_flwr.core.state import ClientUpdate, DistillReport, RoundReport, ServerState
 from feddgm_flwr.core.telling import phase
 from feddgm_flwr.events import Emit, Phase, PhaseEnd, Reply, RoundEnd, Scored
 from feddgm_flwr.federation import checkpoint, messages
@@ -61,6 +62,7 @@ class _Round:
     surrogates: dict[int, str]
     sent: list[Message]
     screened: Screened | None = None
+    updates: list[ClientUpdate] = field(default_factory=list)
     report: RoundReport | None = None
     kept: str = ""
     bytes_up: int = 0
@@ -276,8 +278,11 @@ class RoundKeeper(Strategy):
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
         self._tell.judged(now.screened, self.state.surrogates)
         now.kept = self._too_few(len(now.screened.accepted))
+        limits = self._config.server.limits
+        now.updates, cuts = within_limits(now.screened.updates, self.state.surrogates, limits)
+        self._tell.cut(cuts)
         if not now.kept:
-            self._advance(now.screened)
+            self._advance(now.updates)
         if now.kept:
             logger.warning("round %d keeps the old model: %s", now.number, now.kept)
             self.state = replace(self.state, server_round=now.number)
@@ -293,11 +298,11 @@ class RoundKeeper(Strategy):
             return "no reply could be used"
         return f"rounds.min-replies = {wanted} replies must be usable, got {accepted}"
 
-    def _advance(self, screened: Screened) -> None:
+    def _advance(self, updates: Sequence[ClientUpdate]) -> None:
         """Take the method's next state, unless it is broken."""
         with threads(self._threads):
             state, report = self._half.advance(
-                self.state, screened.updates, population=self.roster.population
+                self.state, updates, population=self.roster.population
             )
         if not all_finite([state.models, state.memory]):
             self._round.kept = "the new one holds NaN or infinity"
@@ -338,7 +343,9 @@ class RoundKeeper(Strategy):
                 self._tell.scored(sender, *score)
         if not scores:
             return None
-        total = sum(n for _, n in scores)
+        counts = within_median([n for _, n in scores], self._config.server.clip_examples)
+        scores = [(e, n) for (e, _), n in zip(scores, counts, strict=True)]
+        total = sum(counts)
         # fsum rounds once, so the order of arrival leaves no trace.
         now.federated = {
             "accuracy": fsum(e.accuracy * n for e, n in scores) / total,
@@ -407,8 +414,7 @@ class RoundKeeper(Strategy):
     def _compare_with_mean(self, scores: Scores) -> None:
         """Warn where the first round's images made less of the replies than their mean is."""
         now = self._round
-        assert now.screened is not None
-        updates = [u for u in now.screened.updates if u.surrogate == SURROGATE]
+        updates = [u for u in now.updates if u.surrogate == SURROGATE]
         told = now.number == 1 and now.report is not None and scores.accuracy
         if not told or not updates or not self._half.takes_params:
             return

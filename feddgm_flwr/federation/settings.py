@@ -1,8 +1,9 @@
 """The settings of a federation: how a round is kept, the server's machine, what is shown."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from feddgm_flwr.core.robust import Limits, Mean
 from feddgm_flwr.core.settings import Settings, setting
 
 
@@ -54,9 +55,35 @@ class RoundsConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig(Settings):
-    """The server's machine."""
+    """The server: its machine, and what it makes of replies that may lie."""
 
     section: ClassVar[str] = "server"
+
+    aggregate: Literal["mean", "median", "trimmed", "geometric-median", "clipped"] = setting(
+        "mean",
+        "How replies become one where the method takes a mean of them; all but `mean` bear some "
+        "that lie (docs/robustness.md). `median`, `trimmed` and `geometric-median` count every "
+        "client the same.",
+    )
+    trim: float = setting(
+        0.2,
+        "Fraction of the replies that is cut at each end, entry by entry.",
+        ge=0,
+        lt=0.5,
+        only={"aggregate": ("trimmed",)},
+    )
+    clip_examples: float = setting(
+        10.0,
+        "A reply's number of examples counts up to this multiple of the round's median, from 3 "
+        "replies on; 0 is no limit.",
+        ge=0,
+    )
+    clip_movement: float = setting(
+        5.0,
+        "The same of how far a reply moved from the surrogate that was sent: beyond, its movement "
+        "is shortened.",
+        ge=0,
+    )
 
     device: str = setting(
         "auto", "As `client.device`, for all that the server computes: it distils, trains, scores."
@@ -76,6 +103,16 @@ class ServerConfig(Settings):
         "measures nothing.",
         may_differ=True,
     )
+
+    @property
+    def mean(self) -> Mean:
+        """How replies become one."""
+        return Mean(self.aggregate, self.trim)
+
+    @property
+    def limits(self) -> Limits:
+        """What one reply may claim."""
+        return Limits(self.clip_examples, self.clip_movement)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,16 @@ Knows messages and verdicts; nothing of how a round is kept, and nothing of who 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from flwr.app import Message, Metadata
 
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.params import Params, squared_distance
+from feddgm_flwr.core.robust import Cut
 from feddgm_flwr.events import (
     ClientAsked,
+    ClientClipped,
     ClientRejected,
     ClientReply,
     ClientScored,
@@ -115,6 +118,11 @@ class Teller:
             )
         for s in screened.set_aside:
             self.rejected(s.partition_id, s.kind, s.reason)
+
+    def cut(self, cuts: Sequence[Cut]) -> None:
+        """Tell which accepted replies claim more than counts."""
+        for c in cuts:
+            self._emit(ClientClipped(round=self.round, **asdict(c)))
 
     def rejected(self, partition_id: int | None, reply: Reply, reason: str) -> None:
         """Tell that a reply does not count."""

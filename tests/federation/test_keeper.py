@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from flwr.app import Array
 from inline_grid import InlineGrid, simulated
 from inprocess_run import DEFAULTS, FAST, trained
 
@@ -18,7 +19,7 @@ from feddgm_flwr.core.state import DistillReport, Extra, RoundReport, ServerStat
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.data.settings import DataConfig
-from feddgm_flwr.events import ClientAsked, RoundEnd, RoundStart, Scored
+from feddgm_flwr.events import ClientAsked, ClientClipped, RoundEnd, RoundStart, Scored
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.keeper import RoundKeeper
 from feddgm_flwr.federation.screening import NoReplyError
@@ -257,3 +258,41 @@ def test_a_message_lives_as_long_as_its_round_waits(tmp_path):
     lives = {(m.metadata.message_type, m.metadata.ttl) for m in kept.grid.asked}
     assert lives >= {("train", 7.5), ("evaluate", 7.5)}
     assert {ttl for kind, ttl in lives if kind in ("train", "evaluate")} == {7.5}
+
+
+def test_what_a_reply_claims_beyond_its_limit_does_not_count_and_is_told(tmp_path):
+    heard = []
+
+    class Noting(Half):
+        def __call__(self, state, updates, population):
+            heard.append([u.num_examples for u in updates])
+            return super().__call__(state, updates, population)
+
+    def tamper(message, reply, partition_id):
+        if trained(message) and partition_id == 1:
+            reply.content["metrics"]["num-examples"] = 10**9
+            sent, arrays = message.content["arrays"], reply.content["arrays"]
+            for name in list(arrays):
+                start = sent[name].numpy()
+                arrays[name] = Array(start + 100 * (arrays[name].numpy() - start))
+        return reply
+
+    kept = Kept(tmp_path, Noting(), tamper=tamper, num_server_rounds=1)
+    cuts = kept.of(ClientClipped)
+    assert [(e.partition_id, e.what) for e in cuts] == [(1, "examples"), (1, "movement")]
+    honest = sorted([heard[0][0], heard[0][2]])
+    assert heard[0][1] == int(cuts[0].counted) == 10 * honest[1]
+    assert cuts[1].claimed > 10 * cuts[1].counted
+
+
+def test_a_claimed_count_does_not_take_over_the_clients_scores(tmp_path):
+    def tamper(message, reply, partition_id):
+        if message.metadata.message_type == "evaluate":
+            metrics = reply.content["metrics"]
+            metrics["accuracy"] = 1.0 if partition_id == 1 else 0.5
+            metrics["num-examples"] = 10**9 if partition_id == 1 else 10
+        return reply
+
+    said = {"num_server_rounds": 1, "rounds__federated_evaluation": True}
+    kept = Kept(tmp_path, Half(), tamper=tamper, **said)
+    assert kept.of(RoundEnd)[0].federated["examples"] == 10 + 100 + 10
