@@ -7,8 +7,9 @@ need be with the old model.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import fsum
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.engine import threads
@@ -99,8 +101,9 @@ class RoundKeeper(Strategy):
         Of the data set.
     prior
         Fingerprint of the prior, "" without one; it goes into the checkpoint.
-    partitions, clients
-        Parts of the data and ids of clients before a resume; 0 and none where not known.
+    partitions, clients, owners
+        Parts of the data, ids of clients and the nodes behind before a resume; 0 and none where
+        not known.
     num_threads
         CPU threads of the server's own computing.
     out_dir
@@ -121,6 +124,7 @@ class RoundKeeper(Strategy):
         prior: str,
         partitions: int,
         clients: Sequence[int],
+        owners: Mapping[int, int],
         num_threads: int,
         results: Results,
         out_dir: Path,
@@ -138,8 +142,10 @@ class RoundKeeper(Strategy):
         self.roster = Roster(
             min_clients=config.rounds.min_clients,
             wait_s=config.rounds.node_wait_s,
-            partitions=partitions,
+            partitions=partitions or config.rounds.partitions,
             clients=clients,
+            owners=owners,
+            takeover=config.rounds.takeover,
             widths=config.surrogate.widths,
         )
         self._threads = num_threads
@@ -173,7 +179,10 @@ class RoundKeeper(Strategy):
             )
 
     def _arrived(self, asked: Metadata, reply: Message, seconds: float) -> None:
-        self._tell.arrived(self._round.asked().get(asked.message_id), asked, reply, seconds)
+        sender = self._round.asked().get(asked.message_id)
+        told = messages.guarded(lambda: self._tell.arrived(sender, asked, reply, seconds))
+        if isinstance(told, messages.Rejection):
+            logger.warning("what client %s replied cannot be told: %s", sender, told.reason)
 
     def meet(self, grid: Grid) -> dict[int, int]:
         """Wait until enough clients are online, tell who is, and return their nodes by partition.
@@ -299,15 +308,22 @@ class RoundKeeper(Strategy):
         return f"rounds.min-replies = {wanted} replies must be usable, got {accepted}"
 
     def _advance(self, updates: Sequence[ClientUpdate]) -> None:
-        """Take the method's next state, unless it is broken."""
-        with threads(self._threads):
-            state, report = self._half.advance(
-                self.state, updates, population=self.roster.population
-            )
+        """Take the method's next state, unless there is none or it is broken."""
+        try:
+            with threads(self._threads):
+                state, report = self._half.advance(
+                    self.state, updates, population=self.roster.population
+                )
+        except (ArithmeticError, ValueError, LinAlgError) as error:
+            # Numbers that each pass as one reply's may still be no sum.
+            logger.exception("%s makes nothing of these replies", self._config.method)
+            self._round.kept = messages.harmless(f"the method failed on the replies: {error}")
+            return
         if not all_finite([state.models, state.memory]):
             self._round.kept = "the new one holds NaN or infinity"
             return
         self.state, self._round.report = state, report
+        self.roster.settle()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -330,7 +346,7 @@ class RoundKeeper(Strategy):
         scores = []
         for reply in self._answered("evaluate", replies):
             sender = now.asked().get(reply.metadata.reply_to_message_id)
-            score = messages.parse_evaluation(reply)
+            score = messages.guarded(partial(messages.parse_evaluation, reply))
             if sender is None:
                 score = messages.Rejection("it answers no message of this round")
             if isinstance(score, messages.Rejection):
@@ -436,6 +452,7 @@ class RoundKeeper(Strategy):
                 prior=self._prior,
                 partitions=self.roster.partitions,
                 clients=self.roster.clients,
+                owners=self.roster.owners,
                 threads=self._threads,
             ),
         )

@@ -5,6 +5,7 @@ Pure: replies in, verdicts out. Arrival order and node ids leave no trace.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from flwr.app import Message
@@ -15,6 +16,7 @@ from feddgm_flwr.federation.messages import (
     Expected,
     Rejection,
     content_bytes,
+    guarded,
     parse_reply,
     reported,
 )
@@ -93,7 +95,9 @@ def screen(
     for reply in replies:
         sender = asked.get(reply.metadata.reply_to_message_id)
         silent.discard(-1 if sender is None else sender)
-        verdict = _judge(reply, sender, accepted, expected)
+        verdict = guarded(partial(_judge, reply, sender, accepted, expected))
+        if isinstance(verdict, Rejection):
+            verdict = SetAside(sender, "malformed", verdict.reason)
         if isinstance(verdict, Accepted):
             accepted[verdict.update.partition_id] = verdict
         else:

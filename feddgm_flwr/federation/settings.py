@@ -25,6 +25,21 @@ class RoundsConfig(Settings):
         ge=1,
         may_differ=True,
     )
+    partitions: int = setting(
+        0,
+        "Parts that the data are divided into, where nodes divide a data set; 0 believes most of "
+        "the nodes, anew until a round has used a reply.",
+        ge=0,
+        le=100_000,
+        may_differ=True,
+    )
+    takeover: bool = setting(
+        True,
+        "Whether another node may answer for a partition id while the node that had it first is "
+        "away. Needed where SuperNodes have no keys, as each start then makes a new node; false "
+        "where they have.",
+        may_differ=True,
+    )
     min_replies: int = setting(
         1,
         "A round with fewer usable replies keeps the old model. A run none of whose rounds used a "

@@ -74,6 +74,7 @@ class Kept:
             prior="fingerprint",
             partitions=0,
             clients=(),
+            owners={},
             num_threads=1,
             results=Results.of(config) if after is None else after.results,
             out_dir=folder,

@@ -116,3 +116,15 @@ def test_what_the_method_finds_wrong_is_set_aside():
 def test_nobody_asked_is_nothing_said():
     got = screen([], {}, EXPECTED)
     assert (got.accepted, got.set_aside, got.updates) == ((), (), [])
+
+
+def test_whatever_judging_meets_is_set_aside_with_its_kind():
+    def wrong(extra):
+        raise RecursionError("round and round")
+
+    expected = {4: messages.Expected(TEMPLATE, 3, 0, False, wrong), 2: EXPECTED[2]}
+    got = screen([reply(0, 4), reply(1, 2)], {"m0": 4, "m1": 2}, expected)
+    assert [u.partition_id for u in got.updates] == [2]
+    [aside] = got.set_aside
+    assert (aside.partition_id, aside.kind) == (4, "malformed")
+    assert aside.reason == "the reply cannot be judged (RecursionError: round and round)"
