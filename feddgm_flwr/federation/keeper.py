@@ -35,12 +35,12 @@ from feddgm_flwr.core.robust import within_limits, within_median
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import ClientUpdate, DistillReport, RoundReport, ServerState
 from feddgm_flwr.core.telling import phase
-from feddgm_flwr.events import Emit, Phase, PhaseEnd, Reply, RoundEnd, Scored
+from feddgm_flwr.events import Emit, Phase, PhaseEnd, RoundEnd, Scored
 from feddgm_flwr.federation import checkpoint, messages
 from feddgm_flwr.federation.roster import Roster
 from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.federation.scoring import falls_behind
-from feddgm_flwr.federation.screening import NoReplyError, Screened, screen
+from feddgm_flwr.federation.screening import NoReplyError, Screened, screen, set_aside
 from feddgm_flwr.federation.telling import Teller
 from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
@@ -350,9 +350,9 @@ class RoundKeeper(Strategy):
             if sender is None:
                 score = messages.Rejection("it answers no message of this round")
             if isinstance(score, messages.Rejection):
-                logger.warning("client %s gives no score: %s", sender, score.reason)
-                kind: Reply = "failed" if reply.has_error() else "malformed"
-                self._tell.rejected(sender, kind, score.reason)
+                aside = set_aside(sender, reply, score)
+                logger.warning("client %s gives no score: %s", sender, aside.reason)
+                self._tell.rejected(sender, aside.kind, aside.reason)
             else:
                 assert sender is not None
                 scores.append(score)

@@ -117,18 +117,24 @@ def _judge(
 ) -> Accepted | SetAside:
     if sender is None:
         return SetAside(None, "malformed", "it answers no message of this round")
-    if reply.has_error() and reply.error.code in EXPIRED:
-        return SetAside(sender, "late", LATE)
     parsed = parse_reply(reply, expected[sender])
     if isinstance(parsed, Rejection):
-        kind: Kind = "failed" if reply.has_error() else "malformed"
-        return SetAside(sender, kind, parsed.reason)
+        return set_aside(sender, reply, parsed)
     if parsed.partition_id != sender:
         reason = f"it calls itself partition {parsed.partition_id}, unlike before"
         return SetAside(sender, "malformed", reason)
     if sender in accepted:
         return SetAside(sender, "malformed", "it answered twice; the first one counts")
     return Accepted(parsed, num_bytes=content_bytes(reply), **reported(reply))
+
+
+def set_aside(sender: int | None, reply: Message, rejection: Rejection) -> SetAside:
+    """Return in which way a rejected reply is bad, and why."""
+    if not reply.has_error():
+        return SetAside(sender, "malformed", rejection.reason)
+    if reply.error.code in EXPIRED:
+        return SetAside(sender, "late", LATE)
+    return SetAside(sender, "failed", rejection.reason)
 
 
 def _order(aside: SetAside) -> tuple[int, str]:
