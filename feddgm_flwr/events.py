@@ -98,7 +98,7 @@ class ClientsOnline(Event):
     nodes: Mapping[str, str]
     """Partition id -> Flower's number of the node that answers for it."""
     left_out: Mapping[str, str]
-    """Number of a node that may not take part -> why, in words."""
+    """Number of a node that may not take part -> why, in words; at most 100."""
 
 
 @dataclass(frozen=True, kw_only=True)

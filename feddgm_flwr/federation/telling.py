@@ -29,6 +29,9 @@ from feddgm_flwr.federation import messages
 from feddgm_flwr.federation.screening import Screened
 from flwr_dashboard.story import PHASES, numbers_of
 
+MAX_LEFT_OUT = 100
+"""Nodes left out that are told, at most: whoever may register nodes may register many."""
+
 
 class Teller:
     """Tells of the clients of one round after the other.
@@ -46,9 +49,10 @@ class Teller:
 
     def online(self, nodes: Mapping[int, int], left_out: Mapping[int, str]) -> None:
         """Tell who is online, by partition id, and who is left out, if that has changed."""
+        out = dict(sorted(left_out.items())[:MAX_LEFT_OUT])
         there = (
             {str(k): str(v) for k, v in nodes.items()},
-            {str(node): reason for node, reason in left_out.items()},
+            {str(node): reason for node, reason in out.items()},
         )
         if there != self._there:
             self._there = there
