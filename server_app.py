@@ -20,6 +20,7 @@ from feddgm_flwr.federation.folder import (
     run_folder,
     save_models,
 )
+from feddgm_flwr.federation.guard import GuardedGrid
 from feddgm_flwr.federation.keeper import RoundKeeper
 from feddgm_flwr.federation.log import said_plainly, show_log
 from feddgm_flwr.federation.machine import device_of
@@ -48,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
             EventLog(folder, LogFollower(), *listeners, load=partial(gpu_load, device)) as log,
         ):
             said = Said(said_keys(context.run_config), str(context.run_id))
-            federate(grid, config, folder, saved, device, log, said)
+            federate(GuardedGrid(grid), config, folder, saved, device, log, said)
 
 
 def federate(
@@ -74,6 +75,7 @@ def federate(
             prior=side.prior,
             partitions=0 if saved is None else saved.partitions,
             clients=() if saved is None else saved.clients,
+            owners={} if saved is None else saved.owners,
             num_threads=side.num_threads,
             results=side.results,
             out_dir=folder,

@@ -25,6 +25,7 @@ from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import Task, Walk
 from feddgm_flwr.core.params import all_finite
+from feddgm_flwr.core.robust import within_limits
 from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
 from feddgm_flwr.data.datasets import load, spec_of
 from feddgm_flwr.data.partition import client_images
@@ -153,6 +154,18 @@ class Round:
     cost: Cost = Cost()
 
 
+class Meddler:
+    """What becomes of a round's clients on the way; this one leaves everything as it is."""
+
+    def images(self, partition_id: int, data: ImageSet) -> ImageSet:
+        """Return what a client trains on in place of its own images."""
+        return data
+
+    def replies(self, state: ServerState, updates: list[ClientUpdate]) -> list[ClientUpdate]:
+        """Return what the server hears in place of the replies to ``state``."""
+        return updates
+
+
 def run(
     config: RunConfig, clients: int, on_round: Callable[[Round], None] = lambda _: None
 ) -> list[Round]:
@@ -178,6 +191,7 @@ def rounds_of(
     after: ServerState | None = None,
     device: torch.device = CPU,
     local: Local = train_now,
+    meddler: Meddler | None = None,
 ) -> Iterator[Round]:
     """Yield the start (round 0) and each round of a run, or those that follow state ``after``.
 
@@ -185,6 +199,8 @@ def rounds_of(
     ----------
     local
         How clients train; its seconds count as the round's, whenever they were spent.
+    meddler
+        What may change what clients train on and what they reply.
 
     Raises
     ------
@@ -203,7 +219,7 @@ def rounds_of(
             yield Round(0, score(server.shown(after)).accuracy, after)
         state = after
         while state.server_round < config.num_server_rounds:
-            done = _round(config, tools, server, state, clients, local)
+            done = _round(config, tools, server, state, clients, local, meddler or Meddler())
             state = done.state
             yield replace(done, accuracy=score(server.shown(state)).accuracy)
     finally:
@@ -217,6 +233,7 @@ def _round(
     state: ServerState,
     clients: int,
     local: Local,
+    meddler: Meddler,
 ) -> Round:
     """Return one round, not yet scored."""
     number = state.server_round + 1
@@ -227,11 +244,14 @@ def _round(
         tasks = [task_of(state, client, server) for client in members]
     updates, trained = [], []
     for client, task in zip(members, tasks, strict=True):
-        data = own_images(config.data, client.partition_id, clients, config.seed)
+        own = own_images(config.data, client.partition_id, clients, config.seed)
+        data = meddler.images(client.partition_id, own)
         trained.append(local(client, task, data))
         with at_clients.running():
             updates.append(client.reply(task, data, trained[-1].walk))
+    updates = meddler.replies(state, updates)
     with at_server.running():
+        updates, _ = within_limits(updates, state.surrogates, config.server.limits)
         new, report = server.advance(state, updates, clients)
     if not all_finite([new.surrogates, new.global_models, new.memory]):
         raise FloatingPointError(f"the server's models hold NaN or infinity after round {number}")

@@ -125,6 +125,7 @@ def workshop(config: RunConfig, tools: Tools) -> Iterator[Workshop]:
             client=config.client,
             seed=config.seed,
             gallery=tools.gallery,
+            mean=config.server.mean,
         )
     finally:
         engine.close()

@@ -114,7 +114,7 @@ class RunConfig(Settings):
     """What each method's own section says, for every section of a method."""
 
     def __post_init__(self) -> None:
-        """Check what a method and the surrogate, or the clients' loss, cannot have together."""
+        """Check what a method and the surrogate, the mean or the loss cannot have together."""
         super().__post_init__()
         narrow = self.surrogate.narrow_widths
         if narrow and not methods.mixes_widths(self.method):
@@ -122,6 +122,14 @@ class RunConfig(Settings):
                 f"surrogate.narrow-widths = {narrow!r} needs method = 'feddgm', got "
                 f"{self.method!r}, which averages parameters of one shape; change one of the two "
                 "with -c"
+            )
+        aggregate = self.server.aggregate
+        if aggregate != ServerConfig.aggregate and not methods.takes_mean(self.method):
+            able = ", ".join(filter(methods.takes_mean, methods.names()))
+            raise ValueError(
+                f"server.aggregate = {aggregate!r} needs a method whose server takes a mean of the "
+                f"replies ({able}), got {self.method!r}; change one of the two with -c, or take "
+                "method = 'fedmedian', 'fedtrimmedavg' or 'krum'"
             )
         loss = self.client.loss
         if loss != ClientConfig.loss and methods.has_own_loss(self.method):

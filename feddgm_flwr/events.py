@@ -98,7 +98,7 @@ class ClientsOnline(Event):
     nodes: Mapping[str, str]
     """Partition id -> Flower's number of the node that answers for it."""
     left_out: Mapping[str, str]
-    """Number of a node that may not take part -> why, in words."""
+    """Number of a node that may not take part -> why, in words; at most 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +181,20 @@ class ClientReply(Event):
     """Euclidean distance of its parameters from those that it was sent."""
     label_counts: tuple[int, ...] | None = None
     """Its images of each class, in label order; null where it does not share them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientClipped(Event):
+    """An accepted reply claims more than its limit; what is beyond does not count."""
+
+    partition_id: int
+    """The client's stable identity."""
+    what: str
+    """`examples`, the number of its images, or `movement`, how far its parameters moved."""
+    claimed: float
+    """What the reply says."""
+    counted: float
+    """What of it counts: `server.clip-examples` or `server.clip-movement` medians of the round."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ class InlineGrid(Grid):
         self.order = random.Random(order)
         self.asked = []
         self._ids = count(1)
-        self._replies = {}
+        self._replies, self._line = {}, []
         first = self.order.randrange(10**6)
         self.contexts = {
             first + 7 * i: Context(
@@ -61,13 +61,17 @@ class InlineGrid(Grid):
             reply = self._answer(message)
             if reply is not None:
                 self._replies[ids[-1]] = reply
+        there = [i for i in ids if i in self._replies]
+        self.order.shuffle(there)
+        self._line += there
         return ids
 
     def pull_messages(self, message_ids):
-        # A set has no order that a test could rely on.
-        there = sorted(set(message_ids) & self._replies.keys(), key=int)
-        self.order.shuffle(there)
-        return [self._replies.pop(i) for i in there]
+        """Return replies in the order of the line, whether asked for together or one by one."""
+        wanted, given = set(message_ids), []
+        while self._line and self._line[0] in wanted:
+            given.append(self._replies.pop(self._line.pop(0)))
+        return given
 
     def send_and_receive(self, messages, *, timeout=None):
         return self.pull_messages(self.push_messages(messages))

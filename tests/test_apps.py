@@ -9,6 +9,8 @@ import torch
 from inline_grid import simulated
 from inprocess_run import break_reply, round_of, run, said, same_models, spoil, trained
 
+from feddgm_flwr.core.robust import Mean
+
 BASELINES = [
     "fedavg",
     "fedprox",
@@ -272,3 +274,18 @@ def test_a_server_without_test_images_scores_nothing_and_goes_on(tmp_path, caplo
     assert [r["accuracy"] for r in ended.rounds] == [{}, {}]
     assert "the server has no test images: data.root is empty" in caplog.text
     assert set(ended.models) == {"surrogate"}
+
+
+@pytest.mark.parametrize("method", ["feddgm", "scaffold", "moon", "ccvr", "dynafed", "feddf"])
+def test_every_method_that_takes_a_mean_takes_the_robust_one(method, tmp_path, monkeypatch):
+    taken = []
+    plain = Mean.__call__
+
+    def noting(self, replies, weights, start):
+        taken.append(self)
+        return plain(self, replies, weights, start)
+
+    monkeypatch.setattr(Mean, "__call__", noting)
+    said = {"server__aggregate": "trimmed", "server__trim": 0.4, "num_server_rounds": 1}
+    run(tmp_path / "run", method=method, feddf__steps=1, **said)
+    assert set(taken) == {Mean("trimmed", 0.4)}

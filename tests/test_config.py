@@ -113,6 +113,9 @@ def readable(flat: dict[str, object]) -> dict[str, object]:
     whole = {**DEFAULTS, **RECIPES[flat.get("recipe", "feddgm")], **flat}
     if whole["method"] != "feddgm" or whole["surrogate.width"] <= 16:
         flat = {key: value for key, value in flat.items() if key != "surrogate.narrow-widths"}
+    if not methods.takes_mean(whole["method"]):
+        unread = ("server.aggregate", "server.trim")
+        flat = {key: value for key, value in flat.items() if key not in unread}
     if methods.has_own_loss(whole["method"]):
         flat = {key: value for key, value in flat.items() if key != "client.loss"}
     return {
@@ -629,3 +632,16 @@ def test_every_experiment_file_is_a_valid_run(file):
 )
 def test_what_a_method_does_not_read_is_named(said, idle):
     assert build(**said).unread() == idle
+
+
+@pytest.mark.parametrize("method", ["fedavg", "krum", "fednova", "feddm"])
+def test_a_robust_mean_is_refused_where_the_method_takes_none(method):
+    said = complaint({"method": method, "server.aggregate": "median"})
+    assert "server.aggregate = 'median' needs a method whose server takes a mean" in said
+    assert (
+        f"(feddgm, scaffold, feddf, dense, coboosting, dynafed, moon, ccvr), got '{method}'" in said
+    )
+
+
+def test_a_trim_is_refused_where_nothing_is_trimmed():
+    assert "read only under server.aggregate = 'trimmed'" in complaint({"server.trim": 0.3})

@@ -14,6 +14,7 @@ from feddgm_flwr.core.local import ClientConfig
 from feddgm_flwr.core.models import SurrogateConfig, build_surrogate, initialise
 from feddgm_flwr.core.ownership import ROUNDING, decay_bound, mean_of_owners, owned_classes
 from feddgm_flwr.core.params import load_params, params_of, weighted_mean
+from feddgm_flwr.core.robust import Mean
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import TrainConfig, train
 
@@ -183,7 +184,7 @@ def test_the_mean_of_owners_leaves_out_who_only_pressed_a_class_down():
         }
         for i in (1, 2, 4)
     ]
-    mean = mean_of_owners(replies, [1, 3, 4], [(0,), (0, 1), (1,)])
+    mean = mean_of_owners(replies, [1, 3, 4], [(0,), (0, 1), (1,)], replies[0], Mean())
     assert mean["conv"].item() == (1 * 1 + 3 * 2 + 4 * 4) / 8
     rows = [(1 * 1 + 3 * 2) / 4, (3 * 2 + 4 * 4) / 7, (1 * 1 + 3 * 2 + 4 * 4) / 8]
     torch.testing.assert_close(mean["classifier.weight"], torch.tensor(rows)[:, None].expand(3, 2))
@@ -195,6 +196,7 @@ def test_where_all_own_all_the_mean_of_owners_is_the_mean():
     replies = [
         {"classifier.weight": torch.rand(2, 2), "classifier.bias": torch.rand(2)} for _ in range(3)
     ]
-    got, plain = mean_of_owners(replies, [1, 2, 3], [(0, 1)] * 3), weighted_mean(replies, [1, 2, 3])
+    got = mean_of_owners(replies, [1, 2, 3], [(0, 1)] * 3, replies[0], Mean())
+    plain = weighted_mean(replies, [1, 2, 3])
     for name in plain:
         torch.testing.assert_close(got[name], plain[name])

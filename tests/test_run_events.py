@@ -1,12 +1,17 @@
 """Laws of what a run tells: every line can be read back, phases pair up, the end is said."""
 
+import numpy as np
 import pytest
+import torch
+from flwr.app import Array, ConfigRecord
 from inline_grid import simulated
-from inprocess_run import break_reply, events_of, power_cut, run, spoil
+from inprocess_run import break_reply, events_of, power_cut, run, spoil, trained
 
 import server_app
 from feddgm_flwr import events
 from feddgm_flwr.core.settings import Scalar
+from feddgm_flwr.federation.flower_strategies import FlowerArithmetic
+from feddgm_flwr.federation.screening import NoReplyError
 
 PARTS = ("device_of", "draw_owners", "add_control", "save_models")
 
@@ -45,7 +50,8 @@ def test_events_tell_the_run_in_order(plain):
     told = [
         (e["kind"], e["phase"]) if "phase" in e else e["kind"]
         for e in plain.events
-        if not e["kind"].endswith("-progress") and e["kind"] != "growth-written"
+        # A busy machine takes longer than a heartbeat.
+        if not e["kind"].endswith("-progress") and e["kind"] not in ("growth-written", "heartbeat")
     ]
     before = ["run-start", *phase("wait"), "clients-online", *SCORE]
     assert told == [*before, *ROUND, *ROUND, "run-end"]
@@ -141,6 +147,53 @@ def test_a_reply_that_is_set_aside_is_told_with_its_reason(tmp_path):
     [rejected] = ended.of("client-rejected")
     assert rejected["reason"] == "it did not answer in time"
     assert ended.of("run-end")[0]["status"] == "completed"
+
+
+@pytest.mark.parametrize("how", ["an empty text", "a name of 3 MB", "2**63 examples", "1e308 loss"])
+def test_a_hostile_reply_neither_ends_a_run_nor_fills_its_log(how, tmp_path):
+    def spoiler(message, reply):
+        match how:
+            case "an empty text":
+                reply.content["more"] = ConfigRecord({"": ""})
+            case "a name of 3 MB":
+                reply.content["arrays"]["x" * 3_000_000] = Array(np.ones(1, np.float32))
+                reply.content["metrics"]["y" * 3_000_000] = 1.0
+            case "2**63 examples":
+                reply.content["metrics"]["num-examples"] = 2**63
+            case "1e308 loss":
+                reply.content["metrics"]["train-loss"] = 1.7e308
+        return reply
+
+    ended = run(tmp_path / "run", method="fedavg", num_server_rounds=1, tamper=spoil(spoiler))
+    assert ended.of("run-end")[0]["status"] == "completed"
+    honest = {e["partition_id"] for e in ended.of("client-reply")} - {1}
+    assert honest == {0, 2}
+    set_aside = how in ("a name of 3 MB", "2**63 examples")
+    assert bool(ended.of("client-rejected")) == set_aside
+    assert (tmp_path / "run" / "events.jsonl").stat().st_size < 60_000
+
+
+def test_replies_that_make_no_sum_keep_the_old_model(tmp_path, monkeypatch):
+    def fail(self, state, updates, population):
+        raise torch.linalg.LinAlgError("not positive definite")
+
+    monkeypatch.setattr(FlowerArithmetic, "__call__", fail)
+    with pytest.raises(NoReplyError, match="failed on the replies: not positive definite"):
+        run(tmp_path / "run", method="fedavg", num_server_rounds=2)
+    assert len([e for e in events_of(tmp_path / "run") if e["kind"] == "round-end"]) == 2
+
+
+def test_a_run_without_any_reply_is_told_as_failed(tmp_path):
+    with pytest.raises(NoReplyError, match="no round of 1 made a new model"):
+        run(
+            tmp_path / "run",
+            method="fedavg",
+            num_server_rounds=1,
+            tamper=lambda message, reply, sender: None if trained(message) else reply,
+        )
+    end = events_of(tmp_path / "run")[-1]
+    assert (end["kind"], end["status"]) == ("run-end", "failed")
+    assert "resume = true and a higher num-server-rounds" in end["reason"]
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -20,7 +20,8 @@ from feddgm_flwr.core.ensemble import mixture
 from feddgm_flwr.core.learning import Learners, UnionConfig
 from feddgm_flwr.core.models import HEAD, SURROGATE
 from feddgm_flwr.core.ownership import decay_bound, mean_of_owners, owned_classes
-from feddgm_flwr.core.params import Params, blend, weighted_mean
+from feddgm_flwr.core.params import Params, blend
+from feddgm_flwr.core.robust import Mean
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.start import prior_set
 from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
@@ -51,6 +52,8 @@ class Workshop:
         How clients train: it bounds what weight decay does to a class that a client lacks.
     gallery
         Where images are shown while they grow.
+    mean
+        How replies become one.
     """
 
     bench: Bench
@@ -60,6 +63,7 @@ class Workshop:
     client: TrainConfig
     seed: int
     gallery: Gallery = field(default_factory=Gallery)
+    mean: Mean = field(default_factory=Mean)
 
     def of(self, name: str) -> "Workshop":
         """Return this workshop as the clients of one surrogate need it."""
@@ -90,7 +94,7 @@ def apply_round(
     # A reply that could not be distilled is not averaged either.
     sound = [(u, j) for u, j, r in zip(updates, jobs, results, strict=True) if usable(r)]
     with phase("learn", server_round, emit):
-        velocities = next_velocities(state, sound, shop.union)
+        velocities = next_velocities(state, sound, shop)
         surrogates = next_surrogates(state, sound, union, shop, emit)
         models = next_global_models(state, union, shop, emit)
     kept = {r.report.partition_id: r.latents for r in results if r.latents is not None}
@@ -158,13 +162,14 @@ def rehearsal_set(shop: Workshop, server_round: int) -> SyntheticSet:
 
 
 def next_velocities(
-    state: ServerState, sound: Sequence[tuple[ClientUpdate, DistillJob]], config: UnionConfig
+    state: ServerState, sound: Sequence[tuple[ClientUpdate, DistillJob]], shop: Workshop
 ) -> dict[str, Params]:
     """Return by how much each surrogate's features move: FedAvgM's v_t, of all but the classifier.
 
     That is the way from theta_t to the mean reply, and a share of the last round's velocity.
     Without a reply it stays for the next round.
     """
+    config = shop.union
     if not config.server_momentum or config.surrogate_update != "aggregate+synthetic":
         return {}
     velocities: dict[str, Params] = dict(state.memory.get(VELOCITIES, {}))
@@ -172,7 +177,7 @@ def next_velocities(
         own = [u for u, _ in sound if u.surrogate == name]
         if not own:
             continue
-        mean = weighted_mean([u.params for u in own], [u.num_examples for u in own])
+        mean = shop.mean.of(own, sent)
         carried = carried_on(state, name, config)
         velocities[name] = {
             k: mean[k] - sent[k] + carried.get(k, 0.0) for k in mean if not k.startswith(f"{HEAD}.")
@@ -231,11 +236,13 @@ def next_surrogate(
         alone = config.surrogate_update == "aggregate"
         return state.surrogate if alone else learn(state.surrogate, union)
     replies, weights = [u.params for u, _ in sound], [u.num_examples for u, _ in sound]
-    mean = weighted_mean(replies, weights)
+    mean = shop.mean(replies, weights, state.surrogate)
     if config.surrogate_update == "aggregate":
         return mean
     owned = [job.images_per_class for _, job in sound]
-    start = mean if config.classifier_mean == "all" else mean_of_owners(replies, weights, owned)
+    start = mean
+    if config.classifier_mean == "owners":
+        start = mean_of_owners(replies, weights, owned, state.surrogate, shop.mean)
     start, mean = ({**p, **{k: p[k] + v for k, v in carried.items()}} for p in (start, mean))
     if (share := config.teacher_share) and len(union):
         said = mixture(learner.module, replies, weights, union.images, device=learner.device)

@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from feddgm_flwr.core.models import HEAD
-from feddgm_flwr.core.params import Params, weighted_mean
+from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.robust import Mean
 from feddgm_flwr.core.training import TrainConfig, steps_of
 
 ROUNDING = 2.0**-23
@@ -55,9 +56,13 @@ def owned_classes(
 
 
 def mean_of_owners(
-    replies: Sequence[Params], weights: Sequence[float | int], owned: Sequence[Collection[int]]
+    replies: Sequence[Params],
+    weights: Sequence[float | int],
+    owned: Sequence[Collection[int]],
+    start: Params,
+    mean_of: Mean,
 ) -> Params:
-    """Return the weighted mean, each class's row of the classifier over its owners alone.
+    """Return the replies' mean, each class's row of the classifier over its owners alone.
 
     Who lacks a class only ever presses its row down, whatever the class looks like. A class of
     nobody keeps the mean over all.
@@ -66,12 +71,17 @@ def mean_of_owners(
     ----------
     owned
         The classes of each reply's client.
+    start
+        What all were sent.
+    mean_of
+        How replies, or rows of them, become one.
     """
-    mean = weighted_mean(replies, weights)
+    mean = mean_of(replies, weights, start)
     for k in sorted(set().union(*owned)):
         having = [i for i, classes in enumerate(owned) if k in classes]
         rows = [{name: replies[i][name][k] for name in CLASSIFIER} for i in having]
-        for name, row in weighted_mean(rows, [weights[i] for i in having]).items():
+        sent = {name: start[name][k] for name in CLASSIFIER}
+        for name, row in mean_of(rows, [weights[i] for i in having], sent).items():
             mean[name][k] = row
     return mean
 

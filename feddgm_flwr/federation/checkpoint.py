@@ -9,7 +9,7 @@ partition id), so there is no generator to save.
 import io
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Checkpoint:
         Partition ids of all that were ever known.
     threads
         CPU threads of the server's own computing, which decide its last bits.
+    owners
+        Partition id -> the node that first answered for it.
     """
 
     state: ServerState
@@ -56,6 +58,7 @@ class Checkpoint:
     partitions: int
     clients: list[int]
     threads: int
+    owners: dict[int, int] = field(default_factory=dict)
 
 
 def save(out_dir: Path, checkpoint: Checkpoint) -> None:
@@ -68,6 +71,7 @@ def save(out_dir: Path, checkpoint: Checkpoint) -> None:
         "partitions": checkpoint.partitions,
         "clients": checkpoint.clients,
         "threads": checkpoint.threads,
+        "owners": checkpoint.owners,
     }
     buffer = io.BytesIO()
     torch.save(plain, buffer)

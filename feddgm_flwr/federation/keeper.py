@@ -7,8 +7,9 @@ need be with the old model.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import fsum
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.engine import threads
@@ -29,15 +31,16 @@ from feddgm_flwr.core.fidelity import Judge
 from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.models import SURROGATE
 from feddgm_flwr.core.params import all_finite, weighted_mean
+from feddgm_flwr.core.robust import within_limits, within_median
 from feddgm_flwr.core.settings import Scalar
-from feddgm_flwr.core.state import DistillReport, RoundReport, ServerState
+from feddgm_flwr.core.state import ClientUpdate, DistillReport, RoundReport, ServerState
 from feddgm_flwr.core.telling import phase
-from feddgm_flwr.events import Emit, Phase, PhaseEnd, Reply, RoundEnd, Scored
+from feddgm_flwr.events import Emit, Phase, PhaseEnd, RoundEnd, Scored
 from feddgm_flwr.federation import checkpoint, messages
 from feddgm_flwr.federation.roster import Roster
 from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.federation.scoring import falls_behind
-from feddgm_flwr.federation.screening import Screened, screen
+from feddgm_flwr.federation.screening import NoReplyError, Screened, screen, set_aside
 from feddgm_flwr.federation.telling import Teller
 from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, RoundResult, Scores
@@ -61,6 +64,7 @@ class _Round:
     surrogates: dict[int, str]
     sent: list[Message]
     screened: Screened | None = None
+    updates: list[ClientUpdate] = field(default_factory=list)
     report: RoundReport | None = None
     kept: str = ""
     bytes_up: int = 0
@@ -97,8 +101,9 @@ class RoundKeeper(Strategy):
         Of the data set.
     prior
         Fingerprint of the prior, "" without one; it goes into the checkpoint.
-    partitions, clients
-        Parts of the data and ids of clients before a resume; 0 and none where not known.
+    partitions, clients, owners
+        Parts of the data, ids of clients and the nodes behind before a resume; 0 and none where
+        not known.
     num_threads
         CPU threads of the server's own computing.
     out_dir
@@ -119,6 +124,7 @@ class RoundKeeper(Strategy):
         prior: str,
         partitions: int,
         clients: Sequence[int],
+        owners: Mapping[int, int],
         num_threads: int,
         results: Results,
         out_dir: Path,
@@ -136,8 +142,10 @@ class RoundKeeper(Strategy):
         self.roster = Roster(
             min_clients=config.rounds.min_clients,
             wait_s=config.rounds.node_wait_s,
-            partitions=partitions,
+            partitions=partitions or config.rounds.partitions,
             clients=clients,
+            owners=owners,
+            takeover=config.rounds.takeover,
             widths=config.surrogate.widths,
         )
         self._threads = num_threads
@@ -145,21 +153,36 @@ class RoundKeeper(Strategy):
         self._round = _Round(0, 0.0, {}, {}, [])
 
     def run(self, grid: Grid) -> None:
-        """Do the rounds that are left."""
+        """Do the rounds that are left.
+
+        Raises
+        ------
+        NoReplyError
+            No round, those before a resume counted in, used a reply.
+        """
         left = self._config.num_server_rounds - self.state.server_round
         if left < 1:
             logger.info("all %d rounds were done before", self.state.server_round)
-            return
-        self.start(
-            WatchedGrid(grid, arrived=self._arrived),
-            messages.to_record(self.state.surrogate),
-            num_rounds=left,
-            timeout=self._config.rounds.timeout_s,
-            evaluate_fn=self.end_round,
-        )
+        else:
+            self.start(
+                WatchedGrid(grid, arrived=self._arrived),
+                messages.to_record(self.state.surrogate),
+                num_rounds=left,
+                timeout=self._config.rounds.timeout_s,
+                evaluate_fn=self.end_round,
+            )
+        if all(done.kept for done in self.results.rounds):
+            raise NoReplyError(
+                f"no round of {len(self.results.rounds)} made a new model, the last because "
+                f"{self.results.rounds[-1].kept}; see the lines of the clients that were set "
+                "aside, then go on with resume = true and a higher num-server-rounds"
+            )
 
     def _arrived(self, asked: Metadata, reply: Message, seconds: float) -> None:
-        self._tell.arrived(self._round.asked().get(asked.message_id), asked, reply, seconds)
+        sender = self._round.asked().get(asked.message_id)
+        told = messages.guarded(lambda: self._tell.arrived(sender, asked, reply, seconds))
+        if isinstance(told, messages.Rejection):
+            logger.warning("what client %s replied cannot be told: %s", sender, told.reason)
 
     def meet(self, grid: Grid) -> dict[int, int]:
         """Wait until enough clients are online, tell who is, and return their nodes by partition.
@@ -240,6 +263,7 @@ class RoundKeeper(Strategy):
                     content=messages.task_content(task),
                     dst_node_id=now.nodes[partition_id],
                     message_type=message_type,
+                    ttl=self._config.rounds.timeout_s,
                 )
                 for partition_id, task in tasks.items()
             ]
@@ -262,26 +286,44 @@ class RoundKeeper(Strategy):
         expected = {p: self._expected(name) for p, name in now.surrogates.items()}
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
         self._tell.judged(now.screened, self.state.surrogates)
-        if now.screened.accepted:
-            self._advance(now.screened)
-        else:
-            now.kept = "no reply could be used"
+        now.kept = self._too_few(len(now.screened.accepted))
+        limits = self._config.server.limits
+        now.updates, cuts = within_limits(now.screened.updates, self.state.surrogates, limits)
+        self._tell.cut(cuts)
+        if not now.kept:
+            self._advance(now.updates)
         if now.kept:
             logger.warning("round %d keeps the old model: %s", now.number, now.kept)
             self.state = replace(self.state, server_round=now.number)
         metrics = MetricRecord({"clients": len(now.screened.accepted)})
         return messages.to_record(self.state.surrogate), metrics
 
-    def _advance(self, screened: Screened) -> None:
-        """Take the method's next state, unless it is broken."""
-        with threads(self._threads):
-            state, report = self._half.advance(
-                self.state, screened.updates, population=self.roster.population
-            )
+    def _too_few(self, accepted: int) -> str:
+        """Return why so many replies are not enough, or ""."""
+        wanted = self._config.rounds.min_replies
+        if accepted >= wanted:
+            return ""
+        if not accepted:
+            return "no reply could be used"
+        return f"rounds.min-replies = {wanted} replies must be usable, got {accepted}"
+
+    def _advance(self, updates: Sequence[ClientUpdate]) -> None:
+        """Take the method's next state, unless there is none or it is broken."""
+        try:
+            with threads(self._threads):
+                state, report = self._half.advance(
+                    self.state, updates, population=self.roster.population
+                )
+        except (ArithmeticError, ValueError, LinAlgError) as error:
+            # Numbers that each pass as one reply's may still be no sum.
+            logger.exception("%s makes nothing of these replies", self._config.method)
+            self._round.kept = messages.harmless(f"the method failed on the replies: {error}")
+            return
         if not all_finite([state.models, state.memory]):
             self._round.kept = "the new one holds NaN or infinity"
             return
         self.state, self._round.report = state, report
+        self.roster.settle()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -304,20 +346,22 @@ class RoundKeeper(Strategy):
         scores = []
         for reply in self._answered("evaluate", replies):
             sender = now.asked().get(reply.metadata.reply_to_message_id)
-            score = messages.parse_evaluation(reply)
+            score = messages.guarded(partial(messages.parse_evaluation, reply))
             if sender is None:
                 score = messages.Rejection("it answers no message of this round")
             if isinstance(score, messages.Rejection):
-                logger.warning("client %s gives no score: %s", sender, score.reason)
-                kind: Reply = "failed" if reply.has_error() else "malformed"
-                self._tell.rejected(sender, kind, score.reason)
+                aside = set_aside(sender, reply, score)
+                logger.warning("client %s gives no score: %s", sender, aside.reason)
+                self._tell.rejected(sender, aside.kind, aside.reason)
             else:
                 assert sender is not None
                 scores.append(score)
                 self._tell.scored(sender, *score)
         if not scores:
             return None
-        total = sum(n for _, n in scores)
+        counts = within_median([n for _, n in scores], self._config.server.clip_examples)
+        scores = [(e, n) for (e, _), n in zip(scores, counts, strict=True)]
+        total = sum(counts)
         # fsum rounds once, so the order of arrival leaves no trace.
         now.federated = {
             "accuracy": fsum(e.accuracy * n for e, n in scores) / total,
@@ -364,6 +408,7 @@ class RoundKeeper(Strategy):
             federated=now.federated,
             distilled=[figures(report) for report in reports],
             fidelity=self._fidelity(),
+            kept=now.kept,
         )
         self.results.rounds.append(done)
         with phase("save", now.number, self._emit):
@@ -374,7 +419,7 @@ class RoundKeeper(Strategy):
             self._show(now.number, now.report)
         # How each client was distilled has events of its own.
         told = {name: value for name, value in asdict(done).items() if name != "distilled"}
-        self._emit(RoundEnd(**told, kept=now.kept, eta_s=self._left_s()))
+        self._emit(RoundEnd(**told, eta_s=self._left_s()))
 
     def _fidelity(self) -> dict[str, float] | None:
         report = self._round.report
@@ -385,8 +430,7 @@ class RoundKeeper(Strategy):
     def _compare_with_mean(self, scores: Scores) -> None:
         """Warn where the first round's images made less of the replies than their mean is."""
         now = self._round
-        assert now.screened is not None
-        updates = [u for u in now.screened.updates if u.surrogate == SURROGATE]
+        updates = [u for u in now.updates if u.surrogate == SURROGATE]
         told = now.number == 1 and now.report is not None and scores.accuracy
         if not told or not updates or not self._half.takes_params:
             return
@@ -408,6 +452,7 @@ class RoundKeeper(Strategy):
                 prior=self._prior,
                 partitions=self.roster.partitions,
                 clients=self.roster.clients,
+                owners=self.roster.owners,
                 threads=self._threads,
             ),
         )

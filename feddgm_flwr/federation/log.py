@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from feddgm_flwr.federation.roster import TooFewClientsError
+from feddgm_flwr.federation.screening import NoReplyError
 
 logger = logging.getLogger("feddgm_flwr")
 
@@ -30,6 +31,6 @@ def said_plainly() -> Iterator[None]:
     """Say an error of the settings in one line, before Flower logs its traceback."""
     try:
         yield
-    except (ValueError, TypeError, TooFewClientsError) as error:
+    except (ValueError, TypeError, TooFewClientsError, NoReplyError) as error:
         logger.error("this run cannot go on: %s", error)
         raise

@@ -8,7 +8,7 @@ sentence, never an exception. Knows no data set and no strategy.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -18,6 +18,8 @@ from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.models import SURROGATE
 from feddgm_flwr.core.params import Params, all_finite
 from feddgm_flwr.core.state import ClientUpdate, Extra
+
+T = TypeVar("T")
 
 ARRAYS = "arrays"
 METRICS = "metrics"
@@ -44,6 +46,9 @@ LOSS = "loss"
 WHOAMI = "whoami"
 """Name of the query that asks a node for its partition id."""
 
+MAX_PARTITION_ID = 10**9
+MAX_PARTITIONS = 10**5
+"""Larger than any federation's ids, and than the number of parts of any data set."""
 MAX_EXAMPLES = 10**9
 """More images than any client has."""
 MAX_LOSS = 1e6
@@ -103,17 +108,17 @@ class Identity:
         own_data = bool(node_config.get(DATA_DIR))
         partition_id = node_config.get(PARTITION_ID)
         count = 0 if own_data else node_config.get(NUM_PARTITIONS)
-        if not _is_count(partition_id):
+        if not _is_count(partition_id) or partition_id > MAX_PARTITION_ID:
             raise ValueError(
-                f"node-config {PARTITION_ID} must be a whole number >= 0, got "
-                f"{partition_id!r}; start the SuperNode with --node-config "
+                f"node-config {PARTITION_ID} must be a whole number from 0 to {MAX_PARTITION_ID}, "
+                f"got {partition_id!r}; start the SuperNode with --node-config "
                 f"'{PARTITION_ID}=0 ...', another number for each"
             )
-        if not _is_count(count) or not (own_data or partition_id < count):
+        if not _is_count(count) or not (own_data or partition_id < count <= MAX_PARTITIONS):
             raise ValueError(
                 f"node-config {NUM_PARTITIONS} must be a whole number greater than "
-                f"{PARTITION_ID} = {partition_id}, got {count!r}; set it, or {DATA_DIR} "
-                "for a device with data of its own"
+                f"{PARTITION_ID} = {partition_id}, at most {MAX_PARTITIONS}, got {count!r}; "
+                f"set it, or {DATA_DIR} for a device with data of its own"
             )
         width = node_config.get(SURROGATE_WIDTH, 0)
         if not _is_count(width):
@@ -265,6 +270,17 @@ def evaluation_content(evaluation: Evaluation, num_examples: int) -> RecordDict:
     return RecordDict({METRICS: metrics})
 
 
+def guarded(parse: Callable[[], T]) -> T | Rejection:
+    """Return what ``parse`` returns, or a rejection of whatever it raises.
+
+    What a client sends may be anything, and so may what reading it meets.
+    """
+    try:
+        return parse()
+    except Exception as error:
+        return Rejection(f"the reply cannot be judged ({type(error).__name__}: {error})")
+
+
 def parse_evaluation(message: Message) -> tuple[Evaluation, int] | Rejection:
     """Return a client's score and its number of images, or why it is no score."""
     if message.has_error():
@@ -305,6 +321,11 @@ def parse_identity(message: Message) -> Identity | Rejection:
             f"{PARTITION_ID} and {NUM_PARTITIONS} must be whole numbers >= 0, got "
             f"{partition_id!r} and {count!r}"
         )
+    if partition_id > MAX_PARTITION_ID or count > MAX_PARTITIONS:
+        return Rejection(
+            f"{PARTITION_ID} and {NUM_PARTITIONS} must be at most {MAX_PARTITION_ID} and "
+            f"{MAX_PARTITIONS}, got {partition_id} and {count}"
+        )
     if count and partition_id >= count:
         return Rejection(
             f"{PARTITION_ID} must be below {NUM_PARTITIONS} = {count}, got {partition_id}"
@@ -331,7 +352,21 @@ def content_bytes(message: Message) -> int:
 
 def size_of(content: RecordDict) -> int:
     """Return the size of records in bytes, as they are before Flower packs them."""
-    return sum(record.count_bytes() for record in content.values())
+    return sum(map(_record_bytes, content.values()))
+
+
+def _record_bytes(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+    # Flower's own count of a ConfigRecord raises at an empty text.
+    if not isinstance(record, ConfigRecord):
+        return record.count_bytes()
+    values = [(k, v if isinstance(v, list) else [v]) for k, v in record.items()]
+    return sum(len(k) + sum(map(_value_bytes, many)) for k, many in values)
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    return 1 if isinstance(value, bool) else 8
 
 
 def _wrong_metrics(metrics: MetricRecord, num_classes: int) -> str:

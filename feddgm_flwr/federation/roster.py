@@ -1,13 +1,16 @@
 """Who is online, by partition id: node ids are random in every run, these are not.
 
-Each new node is asked once (again if it stays silent, at most ``ATTEMPTS`` times);
-waiting is bounded. Knows nothing of rounds.
+Each new node is asked who it is (again if it stays silent, at most ``ATTEMPTS`` times, and anew
+when it returns); waiting is bounded and says every ``SAY_S`` seconds who is missing. A partition id
+belongs to the node that first answered for it. Knows nothing of rounds.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -17,6 +20,7 @@ from feddgm_flwr.federation.messages import (
     WHOAMI,
     Identity,
     Rejection,
+    guarded,
     parse_identity,
 )
 
@@ -24,10 +28,25 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 POLL_S = 1.0
+SAY_S = 15.0
+"""Seconds between two lines that say who is missing."""
+NEWCOMER_S = 30.0
+"""Longest wait for a newcomer's answer, once there have been enough clients: a silent node must
+not hold up every round."""
+NAMED = 10
+"""Clients that a line names, at most."""
 
 
 class TooFewClientsError(RuntimeError):
     """Fewer clients came online than the run needs."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question that is not answered yet."""
+
+    node: int
+    until: float
 
 
 class Roster:
@@ -40,9 +59,15 @@ class Roster:
     wait_s
         Longest wait for them, each time.
     partitions
-        Parts that the data are divided into, if that is known; else most nodes decide.
+        Parts that the data are divided into, if that is known; else most nodes decide, anew until
+        ``settle`` is called.
     clients
         Partition ids that were known before a resume.
+    owners
+        Partition id -> the node that answered for it before a resume. Where nodes have keys their
+        ids outlive a restart.
+    takeover
+        Whether another node may answer for a partition id while its own is away.
     widths
         Of the run's surrogates; a node that says another is left out.
 
@@ -50,6 +75,8 @@ class Roster:
     ----------
     left_out
         Node -> why it may not take part, in words.
+    owners
+        Partition id -> the node that first answered for it.
     """
 
     def __init__(
@@ -59,25 +86,30 @@ class Roster:
         wait_s: float,
         partitions: int = 0,
         clients: Iterable[int] = (),
+        owners: Mapping[int, int] | None = None,
+        takeover: bool = True,
         widths: Iterable[int] = (),
     ) -> None:
         self._widths = frozenset(widths)
-        self._min_clients, self._wait_s = min_clients, wait_s
+        self._min_clients, self._wait_s, self._takeover = min_clients, wait_s, takeover
         self.partitions, self._before = partitions, frozenset(clients)
+        self._settled, self._met = bool(partitions), False
         self._known: dict[int, Identity] = {}
-        self._asked: Counter[int] = Counter()
-        self._warned: set[tuple[int, int]] = set()
+        self._attempts: Counter[int] = Counter()
+        self._open: dict[str, _Asked] = {}
+        self._said: set[tuple[int, str]] = set()
+        self.owners: dict[int, int] = dict(owners or {})
         self.left_out: dict[int, str] = {}
 
     @property
     def num_partitions(self) -> int:
         """Parts the data are divided into; 0 if any known client has data of its own."""
-        return min((i.num_partitions for i in self._known.values()), default=0)
+        return min((i.num_partitions for i in self._fitting().values()), default=0)
 
     @property
     def clients(self) -> list[int]:
         """Partition ids of all that were ever known, online or not."""
-        return sorted(self._before | {i.partition_id for i in self._known.values()})
+        return sorted(self._before | {i.partition_id for i in self._fitting().values()})
 
     @property
     def population(self) -> int:
@@ -91,6 +123,10 @@ class Roster:
         """
         return self._known[node].surrogate_width
 
+    def settle(self) -> None:
+        """Take the present division of the data for the rest of the run: a model rests on it."""
+        self._settled = bool(self.partitions)
+
     def online(self, grid: Grid) -> dict[int, int]:
         """Return partition id -> node id of everyone online, in order of partition id.
 
@@ -101,113 +137,187 @@ class Roster:
         ValueError
             The nodes speak of another division of the data than the run, or of several.
         """
-        deadline = time.monotonic() + self._wait_s
+        began = said = time.monotonic()
+        deadline = began + self._wait_s
+        patient = min(deadline, began + NEWCOMER_S) if self._met else deadline
         while True:
-            nodes = list(grid.get_node_ids())
-            new = [n for n in nodes if n not in self._known and self._asked[n] < ATTEMPTS]
-            if new:
-                self._ask(new, grid, timeout_s=max(POLL_S, deadline - time.monotonic()))
-            self._agree()
-            online = self._by_partition(set(nodes))
-            if len(online) >= self._min_clients:
+            nodes = set(grid.get_node_ids())
+            self._forget_absent(nodes)
+            self._ask(nodes, grid, until=max(deadline, time.monotonic() + POLL_S))
+            self._hear(grid)
+            dispute = self._agree()
+            online = {} if dispute else self._by_partition(nodes)
+            now = time.monotonic()
+            if len(online) >= self._min_clients and (not self._open or now >= patient):
+                self._met = True
                 return online
-            if time.monotonic() >= deadline:
-                raise TooFewClientsError(
-                    f"rounds.min-clients = {self._min_clients} clients must come online "
-                    f"within rounds.node-wait-s = {self._wait_s:g} s, got {len(online)}; "
-                    "start more SuperNodes (or raise the wait), then run again with "
-                    "resume = true if a round was done"
-                )
+            if now >= deadline:
+                raise ValueError(dispute) if dispute else self._too_few(len(online))
+            if now - said >= SAY_S:
+                said = now
+                self._say_who_is_missing(nodes, online, deadline - now)
             time.sleep(POLL_S)
 
-    def _ask(self, nodes: list[int], grid: Grid, *, timeout_s: float) -> None:
-        self._asked.update(nodes)
+    def _too_few(self, found: int) -> TooFewClientsError:
+        return TooFewClientsError(
+            f"rounds.min-clients = {self._min_clients} clients must come online "
+            f"within rounds.node-wait-s = {self._wait_s:g} s, got {found}; "
+            "start more SuperNodes (or raise the wait), then run again with "
+            "resume = true if a round was done"
+        )
+
+    def _say_who_is_missing(
+        self, nodes: set[int], online: Mapping[int, int], left_s: float
+    ) -> None:
+        """Log how many are here, and who is not as far as that is known."""
+        expected = range(self.partitions) if self.partitions else self.clients
+        missing = [p for p in expected if p not in online]
+        parts = [f"{len(online)} of rounds.min-clients = {self._min_clients} clients are online"]
+        if missing:
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            parts.append(f"missing: {', '.join(map(str, missing[:NAMED]))}{more}")
+        if silent := sorted({a.node for a in self._open.values()} & nodes):
+            more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
+            parts.append(f"not answered yet: node {', '.join(map(str, silent[:NAMED]))}{more}")
+        logger.info("waiting: %s; %.0f s left", "; ".join(parts), left_s)
+
+    def _forget_absent(self, nodes: set[int]) -> None:
+        """Let a node that left be asked at once when it returns."""
+        for node in set(self._attempts) - nodes - set(self._known):
+            del self._attempts[node]
+            self.left_out.pop(node, None)
+        self._open = {i: a for i, a in self._open.items() if a.node in nodes}
+
+    def _ask(self, nodes: set[int], grid: Grid, *, until: float) -> None:
+        """Ask the nodes that are new, or were silent, who they are."""
+        waiting = {a.node for a in self._open.values()}
+        new = [
+            n
+            for n in sorted(nodes)
+            if n not in self._known and n not in waiting and self._attempts[n] < ATTEMPTS
+        ]
+        if not new:
+            return
+        self._attempts.update(new)
         questions = [
             Message(
                 content=RecordDict({CONFIG: ConfigRecord()}),
                 message_type=f"{MessageType.QUERY}.{WHOAMI}",
                 dst_node_id=node,
+                ttl=until - time.monotonic(),
             )
-            for node in nodes
+            for node in new
         ]
-        replies = list(grid.send_and_receive(questions, timeout=timeout_s))
-        asked = {q.metadata.message_id: q.metadata.dst_node_id for q in questions}
-        answers = {asked.get(r.metadata.reply_to_message_id): parse_identity(r) for r in replies}
-        for node in sorted(nodes):
-            answer = answers.get(node, Rejection("it did not answer in time"))
-            if isinstance(answer, Rejection):
-                logger.warning("node %d is left out: %s", node, answer.reason)
-                self.left_out[node] = answer.reason
-            elif answer.surrogate_width not in {0, *self._widths}:
-                logger.error(
-                    "node %d is left out: it says surrogate-width = %d, and this run's surrogates "
-                    "have %s; start it with one of these, or the run with "
-                    "surrogate.narrow-widths",
-                    node,
-                    answer.surrogate_width,
-                    " or ".join(map(str, sorted(self._widths))),
-                )
-                self.left_out[node] = (
-                    f"it says surrogate-width = {answer.surrogate_width}, which this run lacks"
-                )
-                self._asked[node] = ATTEMPTS
-            else:
-                self._known[node] = answer
-                self.left_out.pop(node, None)
+        grid.push_messages(questions)
+        asked = {q.metadata.message_id: _Asked(q.metadata.dst_node_id, until) for q in questions}
+        self._open |= asked
 
-    def _agree(self) -> None:
-        """Settle into how many parts the data are divided; who says otherwise is left out."""
+    def _hear(self, grid: Grid) -> None:
+        """Take in the answers that are here, and give up on those that are not in time."""
+        if not self._open:
+            return
+        answers: dict[int, Identity | Rejection] = {}
+        for reply in grid.pull_messages(set(self._open)):
+            asked = self._open.pop(reply.metadata.reply_to_message_id, None)
+            if asked is not None:
+                answers[asked.node] = guarded(partial(parse_identity, reply))
+        now = time.monotonic()
+        for message_id, asked in list(self._open.items()):
+            if now >= asked.until:
+                del self._open[message_id]
+                answers[asked.node] = Rejection("it did not answer in time")
+        for node, answer in sorted(answers.items()):
+            self._take(node, answer)
+
+    def _take(self, node: int, answer: Identity | Rejection) -> None:
+        if isinstance(answer, Rejection):
+            logger.warning("node %d is left out: %s", node, answer.reason)
+            self.left_out[node] = answer.reason
+        elif answer.surrogate_width not in {0, *self._widths}:
+            logger.error(
+                "node %d is left out: it says surrogate-width = %d, and this run's surrogates "
+                "have %s; start it with one of these, or the run with "
+                "surrogate.narrow-widths",
+                node,
+                answer.surrogate_width,
+                " or ".join(map(str, sorted(self._widths))),
+            )
+            self.left_out[node] = (
+                f"it says surrogate-width = {answer.surrogate_width}, which this run lacks"
+            )
+            self._attempts[node] = ATTEMPTS
+        else:
+            self._known[node] = answer
+            self.left_out.pop(node, None)
+
+    def _agree(self) -> str:
+        """Find into how many parts the data are divided; return why that cannot be said, or ""."""
         said = Counter(i.num_partitions for i in self._known.values() if i.num_partitions)
         if not said:
-            return
+            return ""
         (first, votes), *others = said.most_common()
-        if not self.partitions:
+        if not self._settled:
             if others and others[0][1] == votes:
-                raise ValueError(
+                return (
                     "node-config num-partitions must be the same for all nodes, got "
                     f"{' and '.join(map(str, sorted(said)))}; start every SuperNode with the "
-                    "number of clients"
+                    "number of clients, or say it by rounds.partitions"
                 )
             self.partitions = first
         elif self.partitions not in said:
-            raise ValueError(
+            return (
                 f"this run's data are divided into {self.partitions} parts, and the nodes say "
                 f"num-partitions = {first}; start {self.partitions} clients as before, or a new "
                 "run in another out-dir"
             )
-        for node, identity in list(self._known.items()):
-            if identity.num_partitions not in (0, self.partitions):
-                logger.error(
-                    "node %d is left out: it says num-partitions = %d, the others %d",
-                    node,
-                    identity.num_partitions,
-                    self.partitions,
-                )
-                self.left_out[node] = (
-                    f"it says num-partitions = {identity.num_partitions}, the others "
-                    f"{self.partitions}"
-                )
-                del self._known[node]
-                self._asked[node] = ATTEMPTS
+        for node, identity in self._known.items():
+            if node in self._fitting():
+                continue
+            reason = (
+                f"it says num-partitions = {identity.num_partitions}, the others {self.partitions}"
+            )
+            self._leave_out(node, reason, f"node {node} is left out: {reason}")
+        return ""
+
+    def _fitting(self) -> dict[int, Identity]:
+        """Return the known nodes that say these parts of the data, or have data of their own."""
+        fits = (0, self.partitions)
+        return {n: i for n, i in self._known.items() if i.num_partitions in fits}
+
+    def _leave_out(self, node: int, reason: str, line: str) -> None:
+        self.left_out[node] = reason
+        if (node, reason) not in self._said:
+            self._said.add((node, reason))
+            logger.error("%s", line)
 
     def _by_partition(self, nodes: set[int]) -> dict[int, int]:
-        """Return the online nodes by partition id; of two that claim one, the first known."""
+        """Return the online nodes by partition id; of several that claim one, its owner.
+
+        While the owner is away the first known of the others stands in, if that is allowed.
+        """
+        claims: dict[int, list[int]] = {}
+        fitting = self._fitting()
+        # Who turned out to speak of another division of the data owns nothing here.
+        self.owners = {p: n for p, n in self.owners.items() if n in fitting or n not in self._known}
+        for node, identity in fitting.items():
+            self.owners.setdefault(identity.partition_id, node)
+            if node in nodes:
+                claims.setdefault(identity.partition_id, []).append(node)
         found: dict[int, int] = {}
-        for node, identity in self._known.items():
-            if node not in nodes:
-                continue
-            first = found.setdefault(identity.partition_id, node)
-            if first == node:
-                self.left_out.pop(node, None)
-                continue
-            self.left_out[node] = f"node {first} says partition-id = {identity.partition_id} too"
-            if (first, node) not in self._warned:
-                self._warned.add((first, node))
-                logger.error(
-                    "nodes %d and %d both say partition-id = %d; only the first takes part, "
-                    "so give each SuperNode a partition-id of its own",
-                    first,
+        for partition_id, claimants in sorted(claims.items()):
+            owner = self.owners[partition_id]
+            there = owner in claimants
+            if there or self._takeover:
+                found[partition_id] = owner if there else claimants[0]
+                self.left_out.pop(found[partition_id], None)
+            for node in claimants:
+                first = found.get(partition_id, owner)
+                if node == first:
+                    continue
+                self._leave_out(
                     node,
-                    identity.partition_id,
+                    f"node {first} says partition-id = {partition_id} too",
+                    f"nodes {first} and {node} both say partition-id = {partition_id}; only the "
+                    "first takes part, so give each SuperNode a partition-id of its own",
                 )
-        return dict(sorted(found.items()))
+        return found

@@ -5,20 +5,31 @@ Pure: replies in, verdicts out. Arrival order and node ids leave no trace.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 
 from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.federation.messages import (
     Expected,
     Rejection,
     content_bytes,
+    guarded,
     parse_reply,
     reported,
 )
 
 Kind = Literal["failed", "malformed", "late"]
+
+EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+"""Codes of the errors that the SuperLink makes of a message, or a reply, whose time is up."""
+LATE = "it did not answer in time"
+
+
+class NoReplyError(RuntimeError):
+    """No round of a run used a reply."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +95,14 @@ def screen(
     for reply in replies:
         sender = asked.get(reply.metadata.reply_to_message_id)
         silent.discard(-1 if sender is None else sender)
-        verdict = _judge(reply, sender, accepted, expected)
+        verdict = guarded(partial(_judge, reply, sender, accepted, expected))
+        if isinstance(verdict, Rejection):
+            verdict = SetAside(sender, "malformed", verdict.reason)
         if isinstance(verdict, Accepted):
             accepted[verdict.update.partition_id] = verdict
         else:
             aside.append(verdict)
-    aside += [SetAside(p, "late", "it did not answer in time") for p in silent]
+    aside += [SetAside(p, "late", LATE) for p in silent]
     return Screened(
         accepted=tuple(accepted[p] for p in sorted(accepted)),
         set_aside=tuple(sorted(aside, key=_order)),
@@ -106,14 +119,22 @@ def _judge(
         return SetAside(None, "malformed", "it answers no message of this round")
     parsed = parse_reply(reply, expected[sender])
     if isinstance(parsed, Rejection):
-        kind: Kind = "failed" if reply.has_error() else "malformed"
-        return SetAside(sender, kind, parsed.reason)
+        return set_aside(sender, reply, parsed)
     if parsed.partition_id != sender:
         reason = f"it calls itself partition {parsed.partition_id}, unlike before"
         return SetAside(sender, "malformed", reason)
     if sender in accepted:
         return SetAside(sender, "malformed", "it answered twice; the first one counts")
     return Accepted(parsed, num_bytes=content_bytes(reply), **reported(reply))
+
+
+def set_aside(sender: int | None, reply: Message, rejection: Rejection) -> SetAside:
+    """Return in which way a rejected reply is bad, and why."""
+    if not reply.has_error():
+        return SetAside(sender, "malformed", rejection.reason)
+    if reply.error.code in EXPIRED:
+        return SetAside(sender, "late", LATE)
+    return SetAside(sender, "failed", rejection.reason)
 
 
 def _order(aside: SetAside) -> tuple[int, str]:

@@ -1,8 +1,9 @@
 """The settings of a federation: how a round is kept, the server's machine, what is shown."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from feddgm_flwr.core.robust import Limits, Mean
 from feddgm_flwr.core.settings import Settings, setting
 
 
@@ -24,6 +25,28 @@ class RoundsConfig(Settings):
         ge=1,
         may_differ=True,
     )
+    partitions: int = setting(
+        0,
+        "Parts that the data are divided into, where nodes divide a data set; 0 believes most of "
+        "the nodes, anew until a round has used a reply.",
+        ge=0,
+        le=100_000,
+        may_differ=True,
+    )
+    takeover: bool = setting(
+        True,
+        "Whether another node may answer for a partition id while the node that had it first is "
+        "away. Needed where SuperNodes have no keys, as each start then makes a new node; false "
+        "where they have.",
+        may_differ=True,
+    )
+    min_replies: int = setting(
+        1,
+        "A round with fewer usable replies keeps the old model. A run none of whose rounds used a "
+        "reply has failed.",
+        ge=1,
+        may_differ=True,
+    )
     node_wait_s: float = setting(
         300.0,
         "Longest wait for `min-clients`, in seconds; then the run ends with a sentence.",
@@ -32,7 +55,9 @@ class RoundsConfig(Settings):
     )
     timeout_s: float = setting(
         3600.0,
-        "Replies later than this, in seconds, are counted as missing.",
+        "Replies later than this, in seconds, are counted as missing. A message lives as long, so "
+        "nobody works on one of a round that is over; clocks of devices must be right to within "
+        "it.",
         gt=0,
         may_differ=True,
     )
@@ -45,9 +70,35 @@ class RoundsConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig(Settings):
-    """The server's machine."""
+    """The server: its machine, and what it makes of replies that may lie."""
 
     section: ClassVar[str] = "server"
+
+    aggregate: Literal["mean", "median", "trimmed", "geometric-median", "clipped"] = setting(
+        "mean",
+        "How replies become one where the method takes a mean of them; all but `mean` bear some "
+        "that lie (docs/robustness.md). `median`, `trimmed` and `geometric-median` count every "
+        "client the same.",
+    )
+    trim: float = setting(
+        0.2,
+        "Fraction of the replies that is cut at each end, entry by entry.",
+        ge=0,
+        lt=0.5,
+        only={"aggregate": ("trimmed",)},
+    )
+    clip_examples: float = setting(
+        10.0,
+        "A reply's number of examples counts up to this multiple of the round's median, from 3 "
+        "replies on; 0 is no limit.",
+        ge=0,
+    )
+    clip_movement: float = setting(
+        5.0,
+        "The same of how far a reply moved from the surrogate that was sent: beyond, its movement "
+        "is shortened.",
+        ge=0,
+    )
 
     device: str = setting(
         "auto", "As `client.device`, for all that the server computes: it distils, trains, scores."
@@ -67,6 +118,16 @@ class ServerConfig(Settings):
         "measures nothing.",
         may_differ=True,
     )
+
+    @property
+    def mean(self) -> Mean:
+        """How replies become one."""
+        return Mean(self.aggregate, self.trim)
+
+    @property
+    def limits(self) -> Limits:
+        """What one reply may claim."""
+        return Limits(self.clip_examples, self.clip_movement)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,16 @@ Knows messages and verdicts; nothing of how a round is kept, and nothing of who 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from flwr.app import Message, Metadata
 
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.params import Params, squared_distance
+from feddgm_flwr.core.robust import Cut
 from feddgm_flwr.events import (
     ClientAsked,
+    ClientClipped,
     ClientRejected,
     ClientReply,
     ClientScored,
@@ -25,6 +28,9 @@ from feddgm_flwr.events import (
 from feddgm_flwr.federation import messages
 from feddgm_flwr.federation.screening import Screened
 from flwr_dashboard.story import PHASES, numbers_of
+
+MAX_LEFT_OUT = 100
+"""Nodes left out that are told, at most: whoever may register nodes may register many."""
 
 
 class Teller:
@@ -43,9 +49,10 @@ class Teller:
 
     def online(self, nodes: Mapping[int, int], left_out: Mapping[int, str]) -> None:
         """Tell who is online, by partition id, and who is left out, if that has changed."""
+        out = dict(sorted(left_out.items())[:MAX_LEFT_OUT])
         there = (
             {str(k): str(v) for k, v in nodes.items()},
-            {str(node): reason for node, reason in left_out.items()},
+            {str(node): reason for node, reason in out.items()},
         )
         if there != self._there:
             self._there = there
@@ -115,6 +122,11 @@ class Teller:
             )
         for s in screened.set_aside:
             self.rejected(s.partition_id, s.kind, s.reason)
+
+    def cut(self, cuts: Sequence[Cut]) -> None:
+        """Tell which accepted replies claim more than counts."""
+        for c in cuts:
+            self._emit(ClientClipped(round=self.round, **asdict(c)))
 
     def rejected(self, partition_id: int | None, reply: Reply, reason: str) -> None:
         """Tell that a reply does not count."""

@@ -55,6 +55,11 @@ def mixes_widths(name: str) -> bool:
     return bool(registered(name).mixes_widths)
 
 
+def takes_mean(name: str) -> bool:
+    """Whether the server of the method called ``name`` takes a mean that may be a robust one."""
+    return bool(registered(name).takes_mean)
+
+
 def has_own_loss(name: str) -> bool:
     """Whether clients of the method called ``name`` descend a loss of its own."""
     return bool(registered(name).own_loss)

@@ -34,7 +34,8 @@ from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import Task, Walk, balanced_softmax, class_counts
 from feddgm_flwr.core.models import HEAD, features
 from feddgm_flwr.core.ownership import CLASSIFIER
-from feddgm_flwr.core.params import Params, load_params, params_of, weighted_mean
+from feddgm_flwr.core.params import Params, load_params, params_of
+from feddgm_flwr.core.robust import Mean
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.settings import Settings, setting
 from feddgm_flwr.core.state import ClientUpdate, Extra, ServerState
@@ -194,13 +195,18 @@ def wrong(extra: Extra, *, classes: int, width: int) -> str:
 
 
 def advance(
-    state: ServerState, updates: Sequence[ClientUpdate], config: CCVRConfig, *, seed: int
+    state: ServerState,
+    updates: Sequence[ClientUpdate],
+    config: CCVRConfig,
+    *,
+    seed: int,
+    mean_of: Mean = Mean(),  # noqa: B008 (frozen)
 ) -> ServerState:
     """Return the state after the server's half of a round."""
     server_round = state.server_round + 1
     if not updates:
         return replace(state, server_round=server_round)
-    mean = weighted_mean([u.params for u in updates], [u.num_examples for u in updates])
+    mean = mean_of.of(updates, state.surrogate)
     moments = pooled([Moments.read(u.extra) for u in updates])
     rng = derive(seed, "virtual-features", server_round)
     classifier = calibrated({k: mean[k] for k in CLASSIFIER}, moments, config, rng=rng)
@@ -221,7 +227,8 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     def advanced(
         state: ServerState, updates: Sequence[ClientUpdate], population: int
     ) -> tuple[ServerState, None]:
-        return advance(state, updates, own, seed=config.seed), None
+        mean_of = config.server.mean
+        return advance(state, updates, own, seed=config.seed, mean_of=mean_of), None
 
     def wrong_here(extra: Extra) -> str:
         return wrong(extra, classes=layer.out_features, width=layer.in_features)
@@ -230,5 +237,10 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
 
 
 METHODS = {
-    "ccvr": Method(server=_server, client=lambda config: ClientHalf(up=up), settings=(CCVRConfig,))
+    "ccvr": Method(
+        server=_server,
+        client=lambda config: ClientHalf(up=up),
+        settings=(CCVRConfig,),
+        takes_mean=True,
+    )
 }

@@ -102,4 +102,4 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     return server_half(config, tools, emit, own, tactics)
 
 
-METHODS = {"coboosting": Method(server=_server, settings=(CoBoostingConfig,))}
+METHODS = {"coboosting": Method(server=_server, settings=(CoBoostingConfig,), takes_mean=True)}

@@ -24,7 +24,6 @@ from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.datafree import DataFreeConfig, Tactics, build_generator, teach
 from feddgm_flwr.core.ensemble import Ensemble, divergence
 from feddgm_flwr.core.models import initialise
-from feddgm_flwr.core.params import weighted_mean
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import ClientUpdate, ServerState
 from feddgm_flwr.events import Emit
@@ -84,7 +83,7 @@ def server_half(
         with phase("learn", number, emit):
             taught = teach(
                 module,
-                weighted_mean(replies, [u.num_examples for u in updates]),
+                config.server.mean.of(updates, state.surrogate),
                 Ensemble.of(module, replies, device),
                 generator,
                 tactics,
@@ -108,4 +107,4 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     return server_half(config, tools, emit, own, Tactics(loss))
 
 
-METHODS = {"dense": Method(server=_server, settings=(DenseConfig,))}
+METHODS = {"dense": Method(server=_server, settings=(DenseConfig,), takes_mean=True)}

@@ -16,7 +16,7 @@ import torch
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.settings import DistillConfig
-from feddgm_flwr.core.params import Params, weighted_mean
+from feddgm_flwr.core.params import Params
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.settings import restated, setting
 from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
@@ -159,7 +159,7 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
         state: ServerState, updates: Sequence[ClientUpdate], population: int
     ) -> tuple[ServerState, RoundReport | None]:
         number = state.server_round + 1
-        mean = weighted_mean([u.params for u in updates], [u.num_examples for u in updates])
+        mean = config.server.mean.of(updates, state.surrogate)
         if IMAGES in state.memory:
             lessons = _set(state.memory[IMAGES], state.memory[TARGETS])
             rng = derive(config.seed, "surrogate-training", number)
@@ -178,4 +178,4 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     return ServerHalf(advance=advance)
 
 
-METHODS = {"dynafed": Method(server=_server, settings=(DynaFedConfig,))}
+METHODS = {"dynafed": Method(server=_server, settings=(DynaFedConfig,), takes_mean=True)}

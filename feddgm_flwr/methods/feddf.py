@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.ensemble import Ensemble, answers, listen
-from feddgm_flwr.core.params import Params, load_params, params_of, weighted_mean
+from feddgm_flwr.core.params import Params, load_params, params_of
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.settings import Settings, Words, setting
 from feddgm_flwr.core.state import ClientUpdate, ServerState
@@ -137,7 +137,7 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
         state: ServerState, updates: Sequence[ClientUpdate], population: int
     ) -> tuple[ServerState, None]:
         number, replies = state.server_round + 1, [u.params for u in updates]
-        mean = weighted_mean(replies, [u.num_examples for u in updates])
+        mean = config.server.mean.of(updates, state.surrogate)
         rng = derive(config.seed, "feddf-steps", number)
         module.to(device)
         with phase("learn", number, emit):
@@ -153,6 +153,7 @@ METHODS = {
     "feddf": Method(
         server=_server,
         settings=(FedDFConfig,),
+        takes_mean=True,
         samples_prior=lambda config: config.of_method(FedDFConfig).images == PRIOR,
     )
 }

@@ -33,4 +33,4 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     return ServerHalf(advance=advance, close=stack.close)
 
 
-METHODS = {"feddgm": Method(server=_server, makes_images=True, mixes_widths=True)}
+METHODS = {"feddgm": Method(server=_server, makes_images=True, mixes_widths=True, takes_mean=True)}

@@ -131,6 +131,8 @@ class Method:
     mixes_widths
         Whether its clients may train surrogates of several widths, over which there is no mean of
         parameters.
+    takes_mean
+        Whether its server takes a mean of the replies, which ``server.aggregate`` may replace.
     own_loss
         Whether its clients descend a loss of its own, in whose place ``client.loss`` cannot be.
     samples_prior
@@ -142,6 +144,7 @@ class Method:
     settings: tuple[type[Settings], ...] = ()
     makes_images: bool = False
     mixes_widths: bool = False
+    takes_mean: bool = False
     own_loss: bool = False
     samples_prior: Callable[[RunConfig], bool] = _none
 

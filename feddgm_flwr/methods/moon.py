@@ -15,6 +15,7 @@ sends it down, which doubles what goes down. A device that kept it would need no
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -24,7 +25,8 @@ from torch.nn.functional import cosine_similarity, softplus
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.models import HEAD, extractor, features
-from feddgm_flwr.core.params import Params, weighted_mean
+from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.robust import Mean
 from feddgm_flwr.core.settings import Settings, setting
 from feddgm_flwr.core.state import ClientUpdate, Extra, ServerState
 from feddgm_flwr.core.training import PLAIN, Objective, Rule, weighted_loss
@@ -79,24 +81,26 @@ def down(state: ServerState, partition_id: int) -> Extra:
 
 
 def advance(
-    state: ServerState, updates: Sequence[ClientUpdate], population: int
+    state: ServerState,
+    updates: Sequence[ClientUpdate],
+    population: int,
+    mean: Mean = Mean(),  # noqa: B008 (frozen)
 ) -> tuple[ServerState, None]:
     """Return the state with the mean of the replies, each of which is kept."""
     server_round = state.server_round + 1
     if not updates:
         return replace(state, server_round=server_round), None
-    replies = [u.params for u in updates]
     kept = {u.partition_id: u.params for u in updates}
     return replace(
         state,
         server_round=server_round,
-        surrogate=weighted_mean(replies, [u.num_examples for u in updates]),
+        surrogate=mean.of(updates, state.surrogate),
         memory={"clients": {**state.memory.get("clients", {}), **kept}},
     ), None
 
 
 def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
-    return ServerHalf(advance=advance, down=down)
+    return ServerHalf(advance=partial(advance, mean=config.server.mean), down=down)
 
 
 def _client(config: RunConfig) -> ClientHalf:
@@ -104,4 +108,8 @@ def _client(config: RunConfig) -> ClientHalf:
     return ClientHalf(rule=lambda task, data: rule(task, mu=own.mu, temperature=own.temperature))
 
 
-METHODS = {"moon": Method(server=_server, client=_client, settings=(MoonConfig,), own_loss=True)}
+METHODS = {
+    "moon": Method(
+        server=_server, client=_client, settings=(MoonConfig,), own_loss=True, takes_mean=True
+    )
+}

@@ -22,7 +22,8 @@ from torch import nn
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import Task
-from feddgm_flwr.core.params import Params, weighted_mean
+from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.robust import Mean
 from feddgm_flwr.core.settings import Settings, setting
 from feddgm_flwr.core.state import ClientUpdate, Extra, ServerState
 from feddgm_flwr.core.training import Rule
@@ -94,13 +95,14 @@ def advance(
     *,
     client_lr: float,
     server_lr: float,
+    mean_of: Mean = Mean(),  # noqa: B008 (frozen)
 ) -> ServerState:
     """Return the state after the server's half of a round."""
     server_round = state.server_round + 1
     if not updates:
         return replace(state, server_round=server_round)
     x, old = state.surrogate, Controls.of(state)
-    mean = weighted_mean([u.params for u in updates], [1] * len(updates))
+    mean = mean_of([u.params for u in updates], [1] * len(updates), x)
     c, clients = dict(old.server), dict(old.clients)
     for u in updates:
         sent, pace = old.correction(u.partition_id), u.extra.numbers[STEPS] * client_lr
@@ -131,8 +133,14 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     def advanced(
         state: ServerState, updates: Sequence[ClientUpdate], population: int
     ) -> tuple[ServerState, None]:
-        lrs = {"client_lr": client.lr, "server_lr": server_lr}
-        return advance(state, updates, population, **lrs), None
+        return advance(
+            state,
+            updates,
+            population,
+            client_lr=client.lr,
+            server_lr=server_lr,
+            mean_of=config.server.mean,
+        ), None
 
     return ServerHalf(advance=advanced, down=down, wrong=wrong)
 
@@ -142,5 +150,6 @@ METHODS = {
         server=_server,
         client=lambda config: ClientHalf(rule=rule, up=up),
         settings=(ScaffoldConfig,),
+        takes_mean=True,
     )
 }

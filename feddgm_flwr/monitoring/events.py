@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from feddgm_flwr.events import (
+    ClientClipped,
     ClientRejected,
     ClientReply,
     ControlScored,
@@ -137,7 +138,7 @@ class LogFollower:
             self._last_progress = now
         said = sentence(event)
         if said:
-            bad = isinstance(event, ClientRejected | TrainingFailed)
+            bad = isinstance(event, ClientClipped | ClientRejected | TrainingFailed)
             logger.log(logging.WARNING if bad else logging.INFO, "%s", said)
 
 
@@ -163,6 +164,11 @@ def _(e: ClientReply) -> str:
 def _(e: ClientRejected) -> str:
     who = "a stray reply" if e.partition_id is None else f"client {e.partition_id}"
     return f"{who} is set aside ({e.reply}): {e.reason}"
+
+
+@sentence.register
+def _(e: ClientClipped) -> str:
+    return f"client {e.partition_id} claims {e.claimed:.4g} {e.what}; {e.counted:.4g} count"
 
 
 @sentence.register

@@ -53,6 +53,8 @@ class RoundResult:
         How each client's distillation went (``core.state.DistillReport``).
     fidelity
         What the judge says of the round's images (``core.fidelity``), where there is one.
+    kept
+        Why the old model was kept, or "".
     """
 
     round: int
@@ -66,6 +68,7 @@ class RoundResult:
     distilled: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     fidelity: dict[str, float] | None = None
+    kept: str = ""
 
 
 @dataclass

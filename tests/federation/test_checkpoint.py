@@ -45,7 +45,9 @@ def same(a, b):
     return same(vars(a), vars(b)) if hasattr(a, "__dict__") else a == b
 
 
-SAVED = Checkpoint(STATE, {"rounds": [{"round": 1}]}, CONFIG, "0123456789abcdef", 5, [0, 2, 5], 2)
+OWNERS = {0: 2**64 - 1, 5: 7}
+RESULTS = {"rounds": [{"round": 1}]}
+SAVED = Checkpoint(STATE, RESULTS, CONFIG, "0123456789abcdef", 5, [0, 2, 5], 2, OWNERS)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from flwr.app import Array
 from inline_grid import InlineGrid, simulated
 from inprocess_run import DEFAULTS, FAST, trained
 
@@ -17,9 +19,10 @@ from feddgm_flwr.core.state import DistillReport, Extra, RoundReport, ServerStat
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.data.settings import DataConfig
-from feddgm_flwr.events import ClientAsked, RoundEnd, RoundStart, Scored
+from feddgm_flwr.events import ClientAsked, ClientClipped, RoundEnd, RoundStart, Scored
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.keeper import RoundKeeper
+from feddgm_flwr.federation.screening import NoReplyError
 from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, Scores
 
@@ -43,7 +46,17 @@ class Kept:
     """A keeper after its rounds, with all that was told and shown."""
 
     def __init__(
-        self, folder, half, *, clients=3, tamper=None, after=None, down=None, show=None, **said
+        self,
+        folder,
+        half,
+        *,
+        clients=3,
+        tamper=None,
+        after=None,
+        down=None,
+        show=None,
+        fails="",
+        **said,
     ):
         said = {k.replace("__", ".").replace("_", "-"): v for k, v in said.items()}
         flat = {**DEFAULTS, **FAST, "method": "fedavg", **said}
@@ -61,6 +74,7 @@ class Kept:
             prior="fingerprint",
             partitions=0,
             clients=(),
+            owners={},
             num_threads=1,
             results=Results.of(config) if after is None else after.results,
             out_dir=folder,
@@ -68,7 +82,8 @@ class Kept:
             score=self.score,
             show=show or (lambda number, report: self.shown.append((number, report))),
         )
-        self.keeper.run(self.grid)
+        with pytest.raises(NoReplyError, match=fails) if fails else nullcontext():
+            self.keeper.run(self.grid)
 
     def score(self, state):
         self.scored.append(state.server_round)
@@ -110,7 +125,7 @@ def test_a_broken_new_state_is_not_taken(where, value, tmp_path, caplog):
             return replace(state, surrogate=dict.fromkeys(state.surrogate, broken["w"]))
         return replace(state, global_models={"vit": broken})
 
-    kept = Kept(tmp_path, Half(spoil), num_server_rounds=2)
+    kept = Kept(tmp_path, Half(spoil), num_server_rounds=2, fails="no round of 2 .* NaN")
     assert [e.kept for e in kept.of(RoundEnd)] == ["the new one holds NaN or infinity"] * 2
     assert kept.keeper.state == replace(kept.first, server_round=2)
     assert "keeps the old model" in caplog.text
@@ -122,7 +137,7 @@ def test_without_a_usable_reply_the_half_is_not_asked(tmp_path):
     def tamper(message, reply, partition_id):
         return None if trained(message) else reply
 
-    kept = Kept(tmp_path, half, tamper=tamper, num_server_rounds=1)
+    kept = Kept(tmp_path, half, tamper=tamper, num_server_rounds=1, fails="no reply could be used")
     assert half.asked == []
     assert kept.of(RoundEnd)[0].kept == "no reply could be used"
     assert kept.of(RoundEnd)[0].replies["late"] == 3
@@ -209,3 +224,76 @@ def test_clients_scores_are_averaged_by_their_images(tmp_path):
         "examples": 40,
         "clients": 2,
     }
+
+
+def lost(*rounds):
+    """Return a tamper that loses client 1's and 2's training in some rounds."""
+
+    def tamper(message, reply, partition_id):
+        here = trained(message) and message.content["config"]["server-round"] in rounds
+        return None if here and partition_id else reply
+
+    return tamper
+
+
+def test_a_round_with_too_few_replies_keeps_the_old_model(tmp_path):
+    half = Half()
+    kept = Kept(tmp_path, half, tamper=lost(1), rounds__min_replies=2)
+    assert [heard for _, heard, _ in half.asked] == [[0, 1, 2]]
+    why = "rounds.min-replies = 2 replies must be usable, got 1"
+    assert [e.kept for e in kept.of(RoundEnd)] == [why, ""]
+    assert [r["kept"] for r in checkpoint.load(tmp_path).results["rounds"]] == [why, ""]
+
+
+def test_a_run_none_of_whose_rounds_used_a_reply_has_failed_and_can_go_on(tmp_path):
+    said = {"rounds__min_replies": 2, "tamper": lost(1, 2)}
+    first = Kept(tmp_path / "a", Half(), fails="no round of 2 .* got 1; see", **said)
+    again = {"after": first.keeper, "num_server_rounds": 2}
+    Kept(tmp_path / "b", Half(), fails="no round of 2", **again)
+    grown = Kept(tmp_path / "c", Half(), **again | said | {"num_server_rounds": 3})
+    assert [e.kept for e in grown.of(RoundEnd)] == [""]
+
+
+def test_a_message_lives_as_long_as_its_round_waits(tmp_path):
+    kept = Kept(tmp_path, Half(), rounds__timeout_s=7.5, rounds__federated_evaluation=True)
+    lives = {(m.metadata.message_type, m.metadata.ttl) for m in kept.grid.asked}
+    assert lives >= {("train", 7.5), ("evaluate", 7.5)}
+    assert {ttl for kind, ttl in lives if kind in ("train", "evaluate")} == {7.5}
+
+
+def test_what_a_reply_claims_beyond_its_limit_does_not_count_and_is_told(tmp_path):
+    heard = []
+
+    class Noting(Half):
+        def __call__(self, state, updates, population):
+            heard.append([u.num_examples for u in updates])
+            return super().__call__(state, updates, population)
+
+    def tamper(message, reply, partition_id):
+        if trained(message) and partition_id == 1:
+            reply.content["metrics"]["num-examples"] = 10**9
+            sent, arrays = message.content["arrays"], reply.content["arrays"]
+            for name in list(arrays):
+                start = sent[name].numpy()
+                arrays[name] = Array(start + 100 * (arrays[name].numpy() - start))
+        return reply
+
+    kept = Kept(tmp_path, Noting(), tamper=tamper, num_server_rounds=1)
+    cuts = kept.of(ClientClipped)
+    assert [(e.partition_id, e.what) for e in cuts] == [(1, "examples"), (1, "movement")]
+    honest = sorted([heard[0][0], heard[0][2]])
+    assert heard[0][1] == int(cuts[0].counted) == 10 * honest[1]
+    assert cuts[1].claimed > 10 * cuts[1].counted
+
+
+def test_a_claimed_count_does_not_take_over_the_clients_scores(tmp_path):
+    def tamper(message, reply, partition_id):
+        if message.metadata.message_type == "evaluate":
+            metrics = reply.content["metrics"]
+            metrics["accuracy"] = 1.0 if partition_id == 1 else 0.5
+            metrics["num-examples"] = 10**9 if partition_id == 1 else 10
+        return reply
+
+    said = {"num_server_rounds": 1, "rounds__federated_evaluation": True}
+    kept = Kept(tmp_path, Half(), tamper=tamper, **said)
+    assert kept.of(RoundEnd)[0].federated["examples"] == 10 + 100 + 10

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -276,3 +276,39 @@ def test_a_checkpoint_beyond_belief_is_no_reply():
     far = {name: torch.full_like(value, 1e20) for name, value in TEMPLATE.items()}
     told = parse(reply(checkpoints=(far,)), checkpoints=1)
     assert told.reason.startswith("a checkpoint: it moved by")
+
+
+@pytest.mark.parametrize("value", ["", b"", [""], [], "abc", [1, 2], True])
+def test_the_size_of_any_record_can_be_told(value):
+    message = reply()
+    size = messages.content_bytes(message)
+    message.content["more"] = ConfigRecord({"key": value})
+    sizes = {"abc": 3, True: 1}
+    more = sizes.get(value, 0) if not isinstance(value, list) else 8 * len([v for v in value if v])
+    assert messages.content_bytes(message) == size + len("key") + more
+
+
+@pytest.mark.parametrize("many", [1, 5000])
+def test_a_name_of_megabytes_is_cut_out_of_every_reason(many):
+    long = {f"{i}{'x' * (3_000_000 // many)}": torch.ones(1) for i in range(many)}
+    got = parse(reply({**MOVED, **long}))
+    assert isinstance(got, Rejection)
+    assert len(got.reason) <= messages.REASON_LENGTH
+
+
+@pytest.mark.parametrize(
+    "changes", [{"loss": 1.7e308}, {"loss": -1.7e308}, {"num-examples": 2**63}, {"accuracy": [0.5]}]
+)
+def test_a_score_beyond_belief_is_rejected(changes):
+    content = messages.evaluation_content(Evaluation(0.5, 1.0), 8)
+    for key, value in changes.items():
+        content["metrics"][key] = value
+    message = Message(content=content, reply_to=broadcast())
+    assert isinstance(messages.guarded(lambda: messages.parse_evaluation(message)), Rejection)
+
+
+@pytest.mark.parametrize("told", [{"partition-id": 10**9 + 1}, {"num-partitions": 10**5 + 1}])
+def test_a_node_config_beyond_belief_is_refused_on_the_device(told):
+    said = {"partition-id": 1, "num-partitions": 2, **told}
+    with pytest.raises(ValueError, match="node-config"):
+        Identity.of(said)

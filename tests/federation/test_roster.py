@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 
 import pytest
 from flwr.app import Message, RecordDict
@@ -13,30 +14,41 @@ from feddgm_flwr.federation.messages import Identity
 
 
 class Nodes(Grid):
-    """A grid whose nodes say who they are; None keeps silent."""
+    """A grid whose nodes say who they are; None keeps silent.
+
+    ``parts`` is what all say of the data's division, or node -> what it says.
+    """
 
     def __init__(self, identities, parts=9, widths=None):
         self.identities, self.parts, self.widths = identities, parts, widths or {}
-        self.asked = []
+        self.asked, self.answers, self.lives, self.pulls = [], {}, [], 0
+        self.spoil = lambda node, content: content
 
-    set_run = run = create_message = push_messages = pull_messages = None
+    set_run = run = create_message = send_and_receive = None
 
     def get_node_ids(self):
         return list(self.identities)
 
-    def send_and_receive(self, questions, *, timeout):
-        answers = []
-        for number, question in enumerate(questions):
+    def push_messages(self, questions):
+        for question in questions:
             node = question.metadata.dst_node_id
-            question.metadata.__dict__["_message_id"] = f"{len(self.asked)}-{number}"
+            number = f"{len(self.asked)}"
+            question.metadata.__dict__["_message_id"] = number
             self.asked.append(node)
+            self.lives.append(question.metadata.ttl)
             identity = self.identities[node]
             if identity is not None:
+                parts = self.parts[node] if isinstance(self.parts, dict) else self.parts
                 content = messages.identity_content(
-                    Identity(identity, self.parts, self.widths.get(node, 0))
+                    Identity(identity, parts, self.widths.get(node, 0))
                 )
-                answers.append(Message(content=content, reply_to=question))
-        return answers[::-1]
+                self.answers[number] = Message(content=self.spoil(node, content), reply_to=question)
+        return [str(i) for i in range(len(self.asked))]
+
+    def pull_messages(self, message_ids):
+        self.pulls += 1
+        there = sorted(set(message_ids) & self.answers.keys(), reverse=True)
+        return [self.answers.pop(i) for i in there]
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +56,12 @@ def quick(monkeypatch):
     monkeypatch.setattr(roster, "POLL_S", 0.001)
 
 
-def made(min_clients=1):
-    return roster.Roster(min_clients=min_clients, wait_s=0.05)
+def made(min_clients=1, **said):
+    return roster.Roster(**{"min_clients": min_clients, "wait_s": 0.05, **said})
+
+
+def lines(caplog, level=logging.ERROR):
+    return [r.getMessage() for r in dict.fromkeys(caplog.records) if r.levelno == level]
 
 
 def test_each_node_is_asked_once():
@@ -133,14 +149,7 @@ def test_a_width_that_is_none_is_left_out(caplog):
 
 def test_nonsense_is_left_out(caplog):
     nodes, known = Nodes({20: 0, 30: 1}), made()
-    answer = nodes.send_and_receive
-
-    def spoil(questions, *, timeout):
-        replies = answer(questions, timeout=timeout)
-        replies[0].content = RecordDict()
-        return replies
-
-    nodes.send_and_receive = spoil
+    nodes.spoil = lambda node, content: RecordDict() if node == 30 else content
     assert known.online(nodes) == {0: 20}
     assert "node 30 is left out: partition-id" in caplog.text
 
@@ -150,3 +159,141 @@ def test_who_was_known_before_a_resume_counts_as_one_of_the_clients():
     assert some.clients == [0, 7]
     assert some.population == 3
     assert roster.Roster(min_clients=1, wait_s=0.1, clients=range(5)).population == 5
+
+
+def test_a_silent_node_that_left_is_asked_at_once_when_it_returns():
+    nodes, known = Nodes({20: 0, 30: None}), made()
+    for _ in range(3):
+        known.online(nodes)
+    assert nodes.asked.count(30) == roster.ATTEMPTS
+    del nodes.identities[30]
+    known.online(nodes)
+    assert 30 not in known.left_out
+    nodes.identities[30] = 1
+    assert known.online(nodes) == {0: 20, 1: 30}
+
+
+def test_a_known_node_that_was_away_is_there_again_without_a_question():
+    nodes, known = Nodes({20: 0, 30: 1}), made()
+    known.online(nodes)
+    gone = nodes.identities.pop(30)
+    assert known.online(nodes) == {0: 20}
+    nodes.identities[30] = gone
+    assert known.online(nodes) == {0: 20, 1: 30}
+    assert nodes.asked == [20, 30]
+
+
+def test_a_silent_newcomer_holds_up_a_round_by_its_patience_alone_and_may_answer_later(monkeypatch):
+    monkeypatch.setattr(roster, "NEWCOMER_S", 0.02)
+    nodes, known = Nodes({20: 0}), made(wait_s=60.0)
+    known.online(nodes)
+    nodes.identities[30] = None
+    began = time.monotonic()
+    assert known.online(nodes) == {0: 20}
+    assert 0.02 <= time.monotonic() - began < 10
+    nodes.identities[30] = 1
+    nodes.answers["1"] = Message(
+        content=messages.identity_content(Identity(1, 9)), reply_to=questioned(nodes, 30)
+    )
+    assert known.online(nodes) == {0: 20, 1: 30}
+    assert nodes.asked == [20, 30]
+
+
+def questioned(nodes, node):
+    question = Message(RecordDict(), dst_node_id=node, message_type="query.whoami")
+    question.metadata.__dict__["_message_id"] = str(nodes.asked.index(node))
+    return question
+
+
+def test_questions_live_as_long_as_one_waits():
+    nodes = Nodes({20: 0})
+    made(wait_s=7.0).online(nodes)
+    assert 6.0 < nodes.lives[0] <= 7.0
+
+
+def test_the_wait_says_who_is_missing(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="feddgm_flwr")
+    monkeypatch.setattr(roster, "SAY_S", 0.01)
+    nodes = Nodes({20: 0, 30: 2, 40: None}, parts=4)
+    with pytest.raises(roster.TooFewClientsError):
+        made(min_clients=3, wait_s=0.1).online(nodes)
+    said = lines(caplog, logging.INFO)
+    assert re.fullmatch(
+        r"waiting: 2 of rounds.min-clients = 3 clients are online; missing: 1, 3; "
+        r"not answered yet: node 40; 0 s left",
+        said[0],
+    )
+    assert 2 <= len(said) <= 11
+
+
+def test_a_line_names_few_of_many(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="feddgm_flwr")
+    monkeypatch.setattr(roster, "SAY_S", 0.0)
+    with pytest.raises(roster.TooFewClientsError):
+        made(min_clients=3, wait_s=0.01).online(Nodes({20: 0}, parts=500))
+    assert "missing: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 489 more;" in lines(caplog, logging.INFO)[0]
+
+
+def test_the_owner_of_a_partition_id_takes_its_place_back():
+    nodes, known = Nodes({20: 0, 30: 1}), made()
+    known.online(nodes)
+    del nodes.identities[20]
+    nodes.identities[10] = 0
+    assert known.online(nodes) == {0: 10, 1: 30}
+    nodes.identities[20] = 0
+    assert known.online(nodes) == {0: 20, 1: 30}
+    assert known.left_out == {10: "node 20 says partition-id = 0 too"}
+    assert known.owners == {0: 20, 1: 30}
+
+
+def test_who_comes_first_after_a_resume_does_not_displace_the_owner():
+    known = made(owners={0: 20, 1: 30})
+    assert known.online(Nodes({10: 0, 20: 0, 30: 1})) == {0: 20, 1: 30}
+
+
+def test_without_takeover_nobody_answers_for_an_owner_who_is_away():
+    nodes, known = Nodes({20: 0, 30: 1}), made(takeover=False)
+    known.online(nodes)
+    del nodes.identities[20]
+    nodes.identities[10] = 0
+    assert known.online(nodes) == {1: 30}
+    assert known.left_out == {10: "node 20 says partition-id = 0 too"}
+    nodes.identities[20] = 0
+    assert known.online(nodes) == {0: 20, 1: 30}
+
+
+@pytest.mark.parametrize("lie", [(2**63, 0), (0, 10**9), (2**63, 2**63 + 1), (10**9 + 1, 0)])
+def test_an_id_or_a_number_of_parts_beyond_belief_is_left_out(lie, caplog):
+    nodes, known = Nodes({20: 0, 30: 1}), made()
+    metrics = messages.identity_content(Identity(*lie))
+    nodes.spoil = lambda node, content: metrics if node == 20 else content
+    assert known.online(nodes) == {1: 30}
+    assert (known.partitions, known.num_partitions, known.population) == (9, 9, 9)
+    assert "must be at most 1000000000 and 100000" in known.left_out[20]
+
+
+def test_a_first_node_that_lies_of_the_parts_is_outvoted_before_a_model_rests_on_it():
+    nodes, known = Nodes({20: 0}, parts={20: 77, 30: 9, 40: 9}), made()
+    assert known.online(nodes) == {0: 20}
+    nodes.identities |= {30: 1, 40: 2}
+    assert known.online(nodes) == {1: 30, 2: 40}
+    assert known.left_out == {20: "it says num-partitions = 77, the others 9"}
+    assert known.owners == {1: 30, 2: 40}
+    assert (known.partitions, known.clients) == (9, [1, 2])
+
+
+def test_once_settled_no_vote_changes_the_parts():
+    nodes, known = Nodes({20: 0}, parts={20: 9, 30: 5, 40: 5}), made()
+    known.online(nodes)
+    known.settle()
+    nodes.identities |= {30: 1, 40: 2}
+    assert known.online(nodes) == {0: 20}
+    assert set(known.left_out) == {30, 40}
+
+
+def test_a_tie_is_waited_out_and_ends_with_a_sentence():
+    nodes = Nodes({20: 0, 30: 1}, parts={20: 9, 30: 5})
+    with pytest.raises(ValueError, match=r"same for all nodes, got 5 and 9; .* rounds.partitions"):
+        made().online(nodes)
+    assert nodes.pulls >= 1
+    assert made(partitions=9).online(Nodes({20: 0, 30: 1}, parts={20: 9, 30: 5})) == {0: 20}

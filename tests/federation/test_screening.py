@@ -59,6 +59,13 @@ def test_the_silent_are_late():
     assert (got.count("late"), got.count("failed"), got.count("malformed")) == (2, 0, 0)
 
 
+@pytest.mark.parametrize("code", [3, 4])
+def test_a_message_whose_time_is_up_is_late_whoever_says_so(code):
+    expired = Message(Error(code=code, reason="Message Unavailable"), reply_to=question(0))
+    got = screen([expired], {"m0": 4}, EXPECTED)
+    assert got.set_aside == (SetAside(4, "late", "it did not answer in time"),)
+
+
 def test_the_failed_are_not_late():
     got = screen([failed(0), reply(1, 2), reply(2, 9)], ASKED, EXPECTED)
     assert got.set_aside == (SetAside(4, "failed", "the client failed: no power"),)
@@ -109,3 +116,15 @@ def test_what_the_method_finds_wrong_is_set_aside():
 def test_nobody_asked_is_nothing_said():
     got = screen([], {}, EXPECTED)
     assert (got.accepted, got.set_aside, got.updates) == ((), (), [])
+
+
+def test_whatever_judging_meets_is_set_aside_with_its_kind():
+    def wrong(extra):
+        raise RecursionError("round and round")
+
+    expected = {4: messages.Expected(TEMPLATE, 3, 0, False, wrong), 2: EXPECTED[2]}
+    got = screen([reply(0, 4), reply(1, 2)], {"m0": 4, "m1": 2}, expected)
+    assert [u.partition_id for u in got.updates] == [2]
+    [aside] = got.set_aside
+    assert (aside.partition_id, aside.kind) == (4, "malformed")
+    assert aside.reason == "the reply cannot be judged (RecursionError: round and round)"

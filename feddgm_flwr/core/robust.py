@@ -1,0 +1,204 @@
+"""Means of replies of which a few may lie, and what one reply may claim before there is a mean.
+
+``Mean`` is how replies become one; every kind but the plain mean bears a minority of any replies.
+``within_limits`` cuts a reply's number of examples, and how far it moved, to a multiple of the
+round's median. Knows no method, no round and no wire.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from feddgm_flwr.core.params import Params, squared_distance, weighted_mean
+from feddgm_flwr.core.state import ClientUpdate
+
+T = TypeVar("T", int, float)
+Kind = Literal["mean", "median", "trimmed", "geometric-median", "clipped"]
+
+ENOUGH = 3
+"""Replies from which on a median says something of the others."""
+STEPS = 100
+TOLERANCE = 1e-6
+"""Of the geometric median: most steps, and the relative step that ends them."""
+NEAR = 1e-6
+"""Distance within which the geometric median is smooth (nu of RFA)."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """How replies become one.
+
+    ``median`` and ``trimmed`` (Yin et al., arXiv 1803.01498; the numbers of Flower's FedMedian and
+    FedTrimmedAvg) and ``geometric-median`` (Pillutla et al., arXiv 1912.13445) count every reply
+    the same, since a claimed number of examples may be a lie; ``clipped`` is the plain mean of
+    movements cut to their median length (Sun et al., arXiv 1911.07963).
+
+    Attributes
+    ----------
+    trim
+        ``trimmed``: the fraction cut at each end.
+    """
+
+    kind: Kind = "mean"
+    trim: float = 0.2
+
+    def of(self, updates: Sequence[ClientUpdate], start: Params) -> Params:
+        """Return the mean of the parameters of ``updates``, weighted by their examples."""
+        return self([u.params for u in updates], [u.num_examples for u in updates], start)
+
+    def __call__(
+        self, replies: Sequence[Params], weights: Sequence[float | int], start: Params
+    ) -> Params:
+        """Return the mean of ``replies``, all of which began at ``start``."""
+        match self.kind:
+            case "mean":
+                return weighted_mean(replies, weights)
+            case "median":
+                return _without_ends(replies, (len(replies) - 1) // 2)
+            case "trimmed":
+                return _without_ends(replies, int(self.trim * len(replies)))
+            case "geometric-median":
+                return geometric_median(replies)
+            case "clipped":
+                lengths = [distance(start, reply) for reply in replies]
+                most = statistics.median(lengths)
+                short = [
+                    towards(start, reply, most / length) if length > most else reply
+                    for reply, length in zip(replies, lengths, strict=True)
+                ]
+                return weighted_mean(short, weights)
+
+
+def _without_ends(replies: Sequence[Params], cut: int) -> Params:
+    """Return each entry's mean without its ``cut`` smallest and largest values."""
+
+    def middle(values: Tensor) -> Tensor:
+        return values.sort(0).values[cut : len(values) - cut].mean(0)
+
+    return {name: middle(torch.stack([r[name] for r in replies])) for name in replies[0]}
+
+
+def geometric_median(replies: Sequence[Params]) -> Params:
+    """Return the point of the least sum of distances, by the smoothed Weiszfeld steps of RFA."""
+    median = _without_ends(replies, (len(replies) - 1) // 2)
+    for _ in range(STEPS):
+        nearness = [1 / max(NEAR, distance(median, reply)) for reply in replies]
+        before, median = median, weighted_mean(replies, nearness)
+        if distance(before, median) <= TOLERANCE * (distance(median, replies[0]) + NEAR):
+            break
+    return median
+
+
+def distance(a: Params, b: Params) -> float:
+    """Return the Euclidean distance, summed in float64: a lie may be beyond float32's squares."""
+    wide = ({k: v.double() for k, v in p.items()} for p in (a, b))
+    return math.sqrt(float(squared_distance(*wide)))
+
+
+def towards(start: Params, end: Params, share: float) -> Params:
+    """Return the point that lies ``share`` of the way from ``start`` to ``end``."""
+    return {k: s + (end[k] - s) * share for k, s in start.items()}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one reply may claim, as multiples of the round's median; 0 is no limit.
+
+    Attributes
+    ----------
+    examples
+        Of the numbers of examples of all replies.
+    movement
+        Of the distances from the surrogate that was sent, of all replies that began with it.
+    """
+
+    examples: float = 0.0
+    movement: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A claim that was beyond its limit.
+
+    Attributes
+    ----------
+    what
+        "examples" or "movement".
+    claimed, counted
+        What the reply says, and what of it counts.
+    """
+
+    partition_id: int
+    what: Literal["examples", "movement"]
+    claimed: float
+    counted: float
+
+
+def within_limits(
+    updates: Sequence[ClientUpdate], sent: Mapping[str, Params], limits: Limits
+) -> tuple[list[ClientUpdate], list[Cut]]:
+    """Return ``updates`` cut to ``limits``, and what was cut.
+
+    Of fewer than ``ENOUGH`` replies no median tells which one lies, and nothing is cut.
+
+    Parameters
+    ----------
+    sent
+        Name of a surrogate -> what its clients were sent.
+    """
+    fewer, counts = _cut(updates, limits.examples, _examples, _with_examples, "examples")
+    groups = [[u for u in fewer if u.surrogate == name and u.params] for name in sent]
+
+    def length(update: ClientUpdate) -> float:
+        return distance(sent[update.surrogate], update.params)
+
+    def shortened(update: ClientUpdate, share: float) -> ClientUpdate:
+        start = sent[update.surrogate]
+        return replace(
+            update,
+            params=towards(start, update.params, share),
+            checkpoints=tuple(towards(start, p, share) for p in update.checkpoints),
+        )
+
+    nearer, moves = {u.partition_id: u for u in fewer}, []
+    for group in groups:
+        cut, told = _cut(group, limits.movement, length, shortened, "movement")
+        nearer |= {u.partition_id: u for u in cut}
+        moves += told
+    return list(nearer.values()), counts + moves
+
+
+def _examples(update: ClientUpdate) -> float:
+    return float(update.num_examples)
+
+
+def _with_examples(update: ClientUpdate, share: float) -> ClientUpdate:
+    return replace(update, num_examples=max(1, round(update.num_examples * share)))
+
+
+def _cut(
+    updates: Sequence[ClientUpdate],
+    multiple: float,
+    measure: Callable[[ClientUpdate], float],
+    scaled: Callable[[ClientUpdate, float], ClientUpdate],
+    what: Literal["examples", "movement"],
+) -> tuple[list[ClientUpdate], list[Cut]]:
+    """Return ``updates``, each whose measure is above ``multiple`` medians scaled down to that."""
+    measured = [measure(u) for u in updates]
+    counted = within_median(measured, multiple)
+    all_of = list(zip(updates, measured, counted, strict=True))
+    cuts = [Cut(u.partition_id, what, m, most) for u, m, most in all_of if m > most]
+    return [scaled(u, most / m) if m > most else u for u, m, most in all_of], cuts
+
+
+def within_median(values: Sequence[T], multiple: float) -> list[T]:
+    """Return ``values``, none above ``multiple`` of their medians; of a few, as they are."""
+    if not multiple or len(values) < ENOUGH:
+        return list(values)
+    most = multiple * statistics.median(values)
+    return [type(v)(most) if v > most else v for v in values]

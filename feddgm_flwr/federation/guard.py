@@ -1,0 +1,88 @@
+"""A grid on which no client's bytes end a run: what cannot be unpacked becomes a failed reply.
+
+Flower unpacks all replies of a pull in one go, and what one client has made of its bytes raises
+there. Here each is pulled by itself. A broken connection to the SuperLink still raises. Knows
+nothing of what messages mean.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.typing import Run
+from flwr.serverapp import Grid
+
+from flwr_dashboard.grid import WatchedGrid
+
+
+class GuardedGrid(Grid):
+    """Passes everything on to ``grid``, and pulls replies one by one."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._asked: dict[str, Message] = {}
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        # What one kind of grid alone has.
+        return getattr(self._grid, name)
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message, in Flower's older way."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return who is online."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages."""
+        messages = list(messages)
+        ids = list(self._grid.push_messages(messages))
+        now = time.time()
+        alive = [m for m in self._asked.values() if m.metadata.created_at + m.metadata.ttl > now]
+        self._asked = {m.metadata.message_id: m for m in (*alive, *messages)}
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there."""
+        return [reply for i in sorted(message_ids) for reply in self._pulled(i)]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and return the replies that come within ``timeout`` seconds."""
+        return WatchedGrid(self).send_and_receive(messages, timeout=timeout)
+
+    def _pulled(self, message_id: str) -> list[Message]:
+        try:
+            replies = list(self._grid.pull_messages([message_id]))
+        except grpc.RpcError:
+            raise
+        except Exception as error:  # made by a client's bytes, which may be anything
+            asked = self._asked.pop(message_id, None)
+            if asked is None:
+                return []
+            reason = f"its reply cannot be unpacked ({type(error).__name__}: {error})"
+            return [Message(Error(code=ErrorCode.UNKNOWN, reason=reason[:300]), reply_to=asked)]
+        if replies:
+            self._asked.pop(message_id, None)
+        return replies
