@@ -15,11 +15,14 @@ from feddgm_flwr.core.algorithm import (
     distill_job,
     part_that_learns,
     rehearsal_set,
+    teachers_of,
 )
 from feddgm_flwr.core.evaluation import evaluate
 from feddgm_flwr.core.learning import Learner
+from feddgm_flwr.core.lessons import Lessons
 from feddgm_flwr.core.models import HEAD, SURROGATE
 from feddgm_flwr.core.params import all_finite, load_params, weighted_mean
+from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.events import PhaseEnd, PhaseStart, Trained, TrainingFailed
 
 
@@ -145,9 +148,12 @@ def test_a_reply_that_moved_nowhere_gives_up_that_client_alone_and_keeps_its_lat
         updates = toy.replies(server, state)
 
 
-def test_training_that_diverges_keeps_the_models_and_says_so():
+@pytest.mark.parametrize("taught_by", ["labels", "models"])
+def test_training_that_diverges_keeps_the_models_and_says_so(taught_by):
     rates = {"union__lr": 1e30, "union__learns": "all", "global_model__lr": 1e30}
-    server = toy.server(global_model__names="convnet", **rates)
+    if taught_by == "models":
+        rates["global_model__listening_lr"] = 1e38
+    server = toy.server(global_model__names="convnet", global_model__taught_by=taught_by, **rates)
     state, updates = toy.federation(server)
     events = []
     after, _ = apply_round(state, updates, server.shop, emit=events.append)
@@ -311,7 +317,8 @@ def test_weights_by_examples_let_n_i_speak():
 
 
 def test_every_global_model_learns_from_the_same_union():
-    server = toy.server(global_model__names="convnet,vit", global_model__epochs=1)
+    labels = {"global_model__taught_by": "labels", "global_model__epochs": 1}
+    server = toy.server(global_model__names="convnet,vit", **labels)
     state, updates = toy.federation(server)
     events = []
     after, _ = apply_round(state, updates, server.shop, emit=events.append)
@@ -321,6 +328,60 @@ def test_every_global_model_learns_from_the_same_union():
         assert any(not torch.equal(weights[k], before[k]) for k in weights)
     learned = {e.model: e.images for e in events if isinstance(e, Trained)}
     assert learned == dict.fromkeys(("surrogate", "convnet", "vit"), 6)
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_larger_models_of_two_kinds_hear_the_surrogate_and_the_replies(knows, monkeypatch):
+    heard = []
+
+    def noted(pools, spec, leaves):
+        heard.append(([len(p) for p in pools], leaves))
+        return Lessons(pools, spec, leaves)
+
+    monkeypatch.setattr("feddgm_flwr.core.algorithm.Lessons", noted)
+    listening = {"global_model__steps": 3, "global_model__batch_size": 4}
+    server = toy.server(global_model__names="convnet,vit", **listening)
+    server = toy.under(server, toy.Telling()) if knows else server
+    state, updates = toy.federation(server)
+    events = []
+    after, _ = apply_round(state, updates, server.shop, emit=events.append)
+    learned = {e.model: e.images for e in events if isinstance(e, Trained)}
+    assert {k: learned[k] for k in ("convnet", "vit")} == dict.fromkeys(("convnet", "vit"), 12)
+    assert heard == [([6, 600], 0.0) if knows else ([6], 0.75)]
+    for name, weights in after.global_models.items():
+        assert any(not torch.equal(weights[k], state.global_models[name][k]) for k in weights)
+    again, _ = apply_round(state, updates, server.shop, emit=quiet)
+    assert same(again.global_models, after.global_models)
+
+    # Whoever taught by labels before taught the same surrogate.
+    labels = toy.server(global_model__names="convnet,vit", global_model__taught_by="labels")
+    labels = toy.under(labels, toy.Telling()) if knows else labels
+    plain, _ = apply_round(state, updates, labels.shop, emit=quiet)
+    assert same(plain.surrogate, after.surrogate)
+
+
+def test_teachers_are_the_next_surrogate_and_the_replies_by_their_examples():
+    server = toy.server(global_model__names="convnet", global_model__replies_share=0.25)
+    state, updates = toy.federation(server)
+    jobs = [distill_job(u, state, server.shop) for u in updates]
+    config, module = server.shop.learners.listening, server.shop.learners.surrogate.module
+    images = torch.rand(5, 1, 8, 8, generator=derive(3, "images"))
+
+    def likely(params):
+        load_params(module, params)
+        return module(images).softmax(1).detach()
+
+    sound = list(zip(updates, jobs, strict=True))
+    heard = teachers_of(state.surrogate, sound, server.shop, config)
+    n = [u.num_examples for u in updates]
+    replies = sum(k * likely(u.params) for k, u in zip(n, updates, strict=True)) / sum(n)
+    expected = 0.75 * likely(state.surrogate) + 0.25 * replies
+    assert torch.allclose(heard(images).exp(), expected, atol=1e-6)
+    alone = teachers_of(state.surrogate, [], server.shop, config)
+    assert torch.allclose(alone(images).exp(), likely(state.surrogate), atol=1e-6)
+    mirror = dataclasses.replace(heard, mirrored=True)
+    assert torch.allclose(mirror(images), mirror(images.flip(3)), atol=1e-5)
+    assert not torch.allclose(mirror(images), heard(images), atol=1e-5)
 
 
 def test_no_replies_leave_everything_as_it_was():

@@ -208,6 +208,7 @@ def test_the_paper_recipe_is_the_authors_settings():
         "union.batch-size": 256,
         "union.augment": every,
         "union.prior-images-per-class": 0,
+        "global-model.taught-by": "labels",
         "global-model.epochs": 1000,
         "global-model.lr": 0.01,
         "global-model.weight-decay": 1e-5,
@@ -423,7 +424,13 @@ def test_class_names_and_model_names_are_parsed_in_one_place():
 
 # What another setting leaves unread.
 
+BY_LABELS = {"global-model.taught-by": "labels"}
 UNREAD = [
+    (BY_LABELS, "global-model.steps", 7),
+    (BY_LABELS, "global-model.listening-lr", 0.1),
+    (BY_LABELS, "global-model.temperature", 2.0),
+    (BY_LABELS, "global-model.replies-share", 0.5),
+    (BY_LABELS, "global-model.leaves", 0.25),
     ({"prior.kind": "pixel"}, "prior.path", "hub/id"),
     ({"prior.kind": "pixel"}, "prior.subfolder", "vae"),
     ({"prior.kind": "pixel"}, "prior.feature-block", 1),

@@ -16,7 +16,7 @@ TINY = {
     "distill__iterations": 1,
     "distill__student_steps": 1,
     "global_model__names": "convnet",
-    "global_model__epochs": 1,
+    "global_model__steps": 1,
 }
 BOTH = {"surrogate", "convnet"}
 MISSING = (

@@ -7,7 +7,7 @@ import torch
 import toy
 from toy import quiet, same
 
-from feddgm_flwr.core.learning import GlobalModelConfig, Learner, copied, name_list
+from feddgm_flwr.core.learning import GlobalModelConfig, Learner, copied, name_list, warm_cosine
 from feddgm_flwr.core.models import SurrogateConfig as Surrogate
 from feddgm_flwr.core.models import build_global_model, initialise
 from feddgm_flwr.core.seeding import derive
@@ -64,6 +64,61 @@ def test_same_seed_teaches_the_same_and_another_seed_another():
     start = weights_of(one)
     assert same(learn(one, start, lessons()), learn(one, start, lessons()))
     assert not same(learn(one, start, lessons()), learn(one, start, lessons(), seed=1))
+
+
+def talk(one: Learner, weights, said, *, seed: int = 0, emit=quiet):
+    pictures = lambda n, rng: torch.rand(n, 1, 8, 8, generator=rng)  # noqa: E731
+    rng = derive(seed, "listen")
+    return one.listen(weights, said, pictures, rng=rng, server_round=4, emit=emit)
+
+
+def brightest(images):
+    """Say which third of an image is the brightest."""
+    thirds = torch.tensor_split(images.mean((1, 2)), 3, dim=1)
+    return 20 * torch.stack([t.mean(1) for t in thirds], 1)
+
+
+def listener(name: str = "convnet", **config) -> Learner:
+    one = learner(name)
+    told = {"steps": 60, "batch_size": 16, "listening_lr": 0.01, "temperature": 1.0}
+    return dataclasses.replace(one, config=GlobalModelConfig(**{**told, **config}))
+
+
+def test_listening_takes_over_what_the_teachers_say():
+    one, events = listener(), []
+    before = weights_of(one)
+    after = talk(one, before, brightest, emit=events.append)
+    fresh = torch.rand(200, 1, 8, 8, generator=derive(1, "unseen"))
+    agree = []
+    for weights in (before, after):
+        one.module.load_state_dict(weights)
+        right = one.module(fresh).argmax(1) == brightest(fresh).argmax(1)
+        agree.append(float(right.float().mean()))
+    assert agree[0] < 0.5
+    assert agree[1] > 0.7
+    assert same(after, talk(one, before, brightest))
+    assert not same(after, talk(one, before, brightest, seed=1))
+    told = [(e.epoch, e.epochs) for e in events if isinstance(e, TrainProgress)]
+    assert told == [(1, 2), (2, 2)]
+    (trained,) = (e for e in events if isinstance(e, Trained))
+    assert (trained.images, trained.epochs, trained.round) == (60 * 16, 2, 4)
+
+
+def test_who_hears_nothing_or_infinity_stays_as_it_was():
+    one, events = listener(steps=0), []
+    before = weights_of(one)
+    assert same(talk(one, before, brightest), before)
+    loud = lambda images: brightest(images) * float("inf")  # noqa: E731
+    assert same(talk(listener(), before, loud, emit=events.append), before)
+    assert [type(e) for e in events] == [TrainingFailed]
+
+
+def test_the_rate_rises_in_a_tenth_of_the_steps_and_ends_near_zero():
+    rates = [warm_cosine(i, 100) for i in range(100)]
+    assert max(rates) == max(rates[:15])
+    assert rates[0] == pytest.approx(0.1, rel=1e-2)
+    assert rates[-1] < 1e-3
+    assert all(0 < r <= 1 for r in [*rates, warm_cosine(0, 1)])
 
 
 def test_only_the_ratio_of_the_images_weights_counts():

@@ -16,14 +16,15 @@ from torch import Tensor
 from feddgm_flwr.core.distillation.distill import UNMOVED, Bench, DistillJob, DistillResult
 from feddgm_flwr.core.distillation.engine import Engine
 from feddgm_flwr.core.distillation.progress import Gallery, distilled
-from feddgm_flwr.core.ensemble import mixture
-from feddgm_flwr.core.learning import Learners, UnionConfig
+from feddgm_flwr.core.ensemble import Ensemble, Teachers, mixture
+from feddgm_flwr.core.learning import GlobalModelConfig, Learners, UnionConfig
+from feddgm_flwr.core.lessons import Lessons
 from feddgm_flwr.core.models import HEAD, SURROGATE
 from feddgm_flwr.core.ownership import decay_bound, mean_of_owners, owned_classes
 from feddgm_flwr.core.params import Params, blend
 from feddgm_flwr.core.robust import Mean
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.core.start import prior_set
+from feddgm_flwr.core.start import IMAGES_PER_CLASS, prior_set
 from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.core.telling import phase
@@ -96,7 +97,7 @@ def apply_round(
     with phase("learn", server_round, emit):
         velocities = next_velocities(state, sound, shop)
         surrogates = next_surrogates(state, sound, union, shop, emit)
-        models = next_global_models(state, union, shop, emit)
+        models = next_global_models(state, surrogates[SURROGATE], sound, union, shop, emit)
     kept = {r.report.partition_id: r.latents for r in results if r.latents is not None}
     latents = state.latents | kept if shop.bench.config.warm_start else {}
     reports = tuple(r.report for r in results)
@@ -260,17 +261,61 @@ def part_that_learns(shop: Workshop) -> str:
 
 
 def next_global_models(
-    state: ServerState, union: SyntheticSet, shop: Workshop, emit: Emit
+    state: ServerState,
+    surrogate: Params,
+    sound: Sequence[tuple[ClientUpdate, DistillJob]],
+    union: SyntheticSet,
+    shop: Workshop,
+    emit: Emit,
 ) -> dict[str, dict[str, Tensor]]:
-    """Return each global model's weights after more training on the union."""
-    server_round = state.server_round + 1
-    return {
-        name: learner.learn(
-            state.global_models[name],
-            union,
-            rng=derive(shop.seed, "global-model-training", server_round, index),
-            server_round=server_round,
-            emit=emit,
-        )
-        for index, (name, learner) in enumerate(shop.learners.global_models.items())
-    }
+    """Return each global model's weights after more of what teaches it: models, or labels."""
+    server_round, config = state.server_round + 1, shop.learners.listening
+    nexts, teacher = {}, shop.learners.surrogate
+    heard = None
+    if config is not None and len(union):
+        teachers = teachers_of(surrogate, sound, shop, config)
+        heard = teachers, lessons_of(union, shop, config, server_round)
+        teacher.module.to(teacher.device)
+    for index, (name, learner) in enumerate(shop.learners.global_models.items()):
+        weights = state.global_models[name]
+        rng = derive(shop.seed, "global-model-training", server_round, index)
+        if heard is None:
+            nexts[name] = learner.learn(
+                weights, union, rng=rng, server_round=server_round, emit=emit
+            )
+        else:
+            nexts[name] = learner.listen(
+                weights, *heard, rng=rng, server_round=server_round, emit=emit
+            )
+    teacher.module.to("cpu")
+    return nexts
+
+
+def teachers_of(
+    surrogate: Params,
+    sound: Sequence[tuple[ClientUpdate, DistillJob]],
+    shop: Workshop,
+    config: GlobalModelConfig,
+) -> Teachers:
+    """Return whom the global models hear: the next surrogate and the replies of its width."""
+    module, device = shop.learners.surrogate.module, shop.learners.surrogate.device
+    own = [u for u, _ in sound if u.surrogate == SURROGATE]
+    replies, weights = [u.params for u in own], [u.num_examples for u in own]
+    return Teachers(
+        Ensemble.of(module, [surrogate], device),
+        Ensemble.weighted(module, replies, weights, device) if own else None,
+        share=config.replies_share,
+        mirrored=shop.bench.spec.flip,
+    )
+
+
+def lessons_of(
+    union: SyntheticSet, shop: Workshop, config: GlobalModelConfig, server_round: int
+) -> Lessons:
+    """Return what they are asked about: the union with the prior's samples, or dead leaves."""
+    knows = shop.bench.prior.conditional
+    count, leaves = (IMAGES_PER_CLASS, 0.0) if knows else (0, config.leaves)
+    fresh = prior_set(shop.bench, server_round, count, seed=shop.seed, purpose="lessons")
+    device = shop.learners.surrogate.device
+    pools = [part.images.to(device) for part in (union, fresh) if len(part)]
+    return Lessons(tuple(pools), shop.bench.spec, leaves)

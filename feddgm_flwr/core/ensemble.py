@@ -1,4 +1,4 @@
-"""The replies as teachers: what they say together of an image, and a student that listens.
+"""Models as teachers: what they say together of an image, and a student that listens.
 
 With f_i the reply of client i and w_i its weight, an ensemble says ``A(x) = sum_i w_i f_i(x)``
 (logits), and the student f minimises, at a temperature T (Hinton et al., arXiv 1503.02531)::
@@ -10,7 +10,7 @@ classes, ``c h w`` one image.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,19 @@ class Ensemble:
         like = next(iter(members[0].values()))
         return cls(module, members, like.new_full((len(members),), 1 / len(members)))
 
+    @classmethod
+    def weighted(
+        cls,
+        module: nn.Module,
+        replies: Sequence[Params],
+        weights: Sequence[float | int],
+        device: torch.device,
+    ) -> "Ensemble":
+        """Return an ensemble of ``replies`` on ``device``, weighted, the weights' sum being 1."""
+        found = cls.of(module, replies, device)
+        share = torch.tensor(weights, dtype=found.weights.dtype, device=device)
+        return replace(found, weights=share / share.sum())
+
     def each(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m n k"]:
         """Return every member's logits, differentiable in ``images``."""
         return torch.stack([functional_call(self.module, p, (images,)) for p in self.members])
@@ -50,6 +63,48 @@ class Ensemble:
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Return A(x), differentiable in ``images``."""
         return together(self.each(images), self.weights)
+
+    def likely(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Return the mean of the members' probabilities.
+
+        Of probabilities, not logits: a member's logits of classes that it lacks have no bound.
+        """
+        return together(self.each(images).softmax(2), self.weights)
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The surrogate and the replies, heard together.
+
+    Attributes
+    ----------
+    replies
+        None where there are none.
+    share
+        Of what the replies say; the rest is the surrogate's.
+    mirrored
+        Whether each picture and its mirror image are answered by the mean of both answers, which
+        is right more often where a mirrored image keeps its class.
+    """
+
+    surrogate: Ensemble
+    replies: Ensemble | None
+    share: float
+    mirrored: bool
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Return the logarithm of what they hold likely."""
+        said = self._likely(images)
+        if self.mirrored:
+            said = said.lerp(self._likely(images.flip(3)), 0.5)
+        return said.clamp_min(torch.finfo(said.dtype).tiny).log()
+
+    def _likely(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        said = self.surrogate.likely(images)
+        if self.replies is None or not self.share:
+            return said
+        return said.lerp(self.replies.likely(images), self.share)
 
 
 def together(each: Float[Tensor, "m n k"], weights: Float[Tensor, " m"]) -> Float[Tensor, "n k"]:
@@ -75,14 +130,10 @@ def mixture(
     device: torch.device,
     batch_size: int = 256,
 ) -> Float[Tensor, "n k"]:
-    """Return, on the CPU, the members' mean probabilities ``sum_i w_i softmax(f_i) / sum_i w_i``.
-
-    Of probabilities and not of logits: a member's logits of classes that it lacks have no bound.
-    """
-    ensemble = Ensemble.of(module.to(device), members, device)
-    share = torch.tensor(weights, dtype=images.dtype, device=device) / sum(weights)
+    """Return, on the CPU, the members' mean probabilities of many images, a batch at a time."""
+    ensemble = Ensemble.weighted(module.to(device), members, weights, device)
     batches = torch.split(images.to(device), batch_size)
-    told = torch.cat([together(ensemble.each(b).softmax(2), share) for b in batches])
+    told = torch.cat([ensemble.likely(b) for b in batches])
     module.to("cpu")
     return told.cpu()
 
@@ -102,9 +153,10 @@ def listen(
     told: Float[Tensor, "n k"],
     optimizer: torch.optim.Optimizer,
     temperature: float = 1.0,
-) -> None:
-    """Make one step of ``student`` towards the logits that it was ``told``."""
+) -> Float[Tensor, ""]:
+    """Make one step of ``student`` towards the logits that it was ``told``; return its loss."""
     loss = divergence(told, student(images), temperature).mean()
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     optimizer.step()
+    return loss.detach()

@@ -1,10 +1,12 @@
-"""How models learn from synthetic images, and the settings of it (paper, step 5).
+"""How models learn on the server, and the settings of it (paper, step 5).
 
-Knows nothing of where the images come from. Weights are state dicts, on the CPU.
+By labels, from synthetic images; or by listening to other models (``core.ensemble``), of pictures
+made for each step. Knows nothing of where images come from. Weights are state dicts, on the CPU.
 """
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -13,12 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from feddgm_flwr.core.augment import PAPER
+from feddgm_flwr.core.ensemble import listen
 from feddgm_flwr.core.models import GLOBAL_MODELS, SURROGATE
 from feddgm_flwr.core.settings import Settings, Words, restated, setting
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.core.telling import Pace
-from feddgm_flwr.core.training import TrainConfig, train
+from feddgm_flwr.core.training import TrainConfig, finite, train
 from feddgm_flwr.events import Emit, Trained, TrainingFailed, TrainProgress
+
+EPOCH = 50
+"""Steps of a model that listens, after which it is told how far it is."""
+OnEpoch = Callable[[int, float], None]
+"""Called with the epochs done and the last one's mean loss."""
 
 
 def name_list(names: str) -> tuple[str, ...]:
@@ -109,7 +117,7 @@ class UnionConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalModelConfig(TrainConfig):
-    """The larger models that the server trains on the union."""
+    """The larger models that the server teaches."""
 
     section: ClassVar[str] = "global-model"
 
@@ -121,12 +129,54 @@ class GlobalModelConfig(TrainConfig):
             expected=f"different names of {GLOBAL_MODELS} joined by ','",
         ),
     )
+    taught_by: Literal["models", "labels"] = setting(
+        "models",
+        "What they learn from each round, going on from the last round's weights: what the next "
+        "surrogate and the replies say of pictures made for the purpose (of the union and fresh "
+        "samples of the prior, mixed, and of dead leaves), or the union's labels.",
+        paper="labels",
+    )
+    steps: int = setting(
+        200,
+        "Steps a round of a model that listens to others. More make it better: it begins with "
+        "nothing, where the surrogate begins with the replies' mean. A GPU can bear thousands.",
+        ge=0,
+        only={"taught_by": ("models",)},
+    )
+    listening_lr: float = setting(
+        0.001,
+        "AdamW's learning rate of such a model; it rises at first, and falls to 0 by the end of "
+        "each round as a cosine.",
+        gt=0,
+        only={"taught_by": ("models",)},
+    )
+    temperature: float = setting(
+        4.0,
+        "Temperature at which it listens (arXiv 1503.02531).",
+        gt=0,
+        only={"taught_by": ("models",)},
+    )
+    replies_share: float = setting(
+        0.2,
+        "Share of the replies in what it is told, by example counts; the rest is the surrogate's.",
+        ge=0,
+        le=1,
+        only={"taught_by": ("models",)},
+    )
+    leaves: float = setting(
+        0.75,
+        "Share of dead leaves among its pictures, the rest being the union's, mixed or not: shapes "
+        "that cover one another, which need no data (arXiv 2106.05963). None where the prior knows "
+        "the classes, whose fresh samples are more like what will be asked.",
+        ge=0,
+        le=1,
+        only={"taught_by": ("models",)},
+    )
     epochs: int = restated(
         TrainConfig,
         "epochs",
         30,
-        meaning="Passes over the union, each round; training goes on from the last round's "
-        "weights.",
+        meaning="Passes over the union, each round, where taught by labels.",
         paper=1000,
     )
     lr: float = restated(TrainConfig, "lr", 0.03, paper=0.01)
@@ -209,33 +259,66 @@ class Learner:
         """
         if not len(lessons):
             return dict(weights)
-        began = time.perf_counter()
-        self.module.load_state_dict(weights)
-        self.module.to(self.device)
-        try:
-            with learning(self.module, part):
-                loss = self._train(lessons, rng, server_round, emit)
-        except FloatingPointError as error:
-            emit(TrainingFailed(round=server_round, model=self.name, reason=str(error)))
-            return dict(weights)
-        finally:
-            self.module.to("cpu")
-        emit(
-            Trained(
-                round=server_round,
-                model=self.name,
-                images=len(lessons),
-                epochs=self.config.epochs,
-                loss=loss,
-                seconds=time.perf_counter() - began,
-            )
-        )
-        return copied(self.module.state_dict())
+        importance = lessons.weights / lessons.weights.mean()
 
-    def _train(
-        self, lessons: SyntheticSet, rng: torch.Generator, server_round: int, emit: Emit
-    ) -> float:
-        pace, epochs = Pace(), self.config.epochs
+        def training(on_epoch: OnEpoch) -> float:
+            with learning(self.module, part):
+                return train(
+                    self.module,
+                    lessons.images.to(self.device),
+                    lessons.targets.to(self.device),
+                    self.config,
+                    weights=importance.to(self.device),
+                    rng=rng,
+                    on_epoch=on_epoch,
+                )
+
+        size = len(lessons), self.config.epochs
+        return self._taught(weights, training, size, server_round, emit)
+
+    def listen(
+        self,
+        weights: Mapping[str, Tensor],
+        teachers: Callable[[Tensor], Tensor],
+        pictures: Callable[[int, torch.Generator], Tensor],
+        *,
+        rng: torch.Generator,
+        server_round: int,
+        emit: Emit,
+    ) -> dict[str, Tensor]:
+        """Return ``weights`` after hearing what ``teachers`` say of new pictures at every step.
+
+        As under ``learn``, they stay as they are where training diverges.
+
+        Parameters
+        ----------
+        teachers
+            Images -> logits, on this model's device.
+        pictures
+            So many images, there.
+        """
+        config = self.config
+        assert isinstance(config, GlobalModelConfig)
+        if not config.steps:
+            return dict(weights)
+
+        def training(on_epoch: OnEpoch) -> float:
+            return listen_long(self.module, teachers, pictures, config, rng=rng, on_epoch=on_epoch)
+
+        size = config.steps * config.batch_size, len(told_after(config.steps))
+        return self._taught(weights, training, size, server_round, emit)
+
+    def _taught(
+        self,
+        weights: Mapping[str, Tensor],
+        training: "Callable[[OnEpoch], float]",
+        size: tuple[int, int],
+        server_round: int,
+        emit: Emit,
+    ) -> dict[str, Tensor]:
+        """Return ``weights`` after ``training`` on (images, epochs), and tell how it goes."""
+        began, pace = time.perf_counter(), Pace()
+        images, epochs = size
 
         def on_epoch(epoch: int, loss: float) -> None:
             emit(
@@ -249,16 +332,76 @@ class Learner:
                 )
             )
 
-        weights = lessons.weights / lessons.weights.mean()
-        return train(
-            self.module,
-            lessons.images.to(self.device),
-            lessons.targets.to(self.device),
-            self.config,
-            weights=weights.to(self.device),
-            rng=rng,
-            on_epoch=on_epoch,
+        self.module.load_state_dict(weights)
+        self.module.to(self.device)
+        try:
+            loss = training(on_epoch)
+        except FloatingPointError as error:
+            emit(TrainingFailed(round=server_round, model=self.name, reason=str(error)))
+            return dict(weights)
+        finally:
+            self.module.to("cpu")
+        emit(
+            Trained(
+                round=server_round,
+                model=self.name,
+                images=images,
+                epochs=epochs,
+                loss=loss,
+                seconds=time.perf_counter() - began,
+            )
         )
+        return copied(self.module.state_dict())
+
+
+def listen_long(
+    student: nn.Module,
+    teachers: Callable[[Tensor], Tensor],
+    pictures: Callable[[int, torch.Generator], Tensor],
+    config: GlobalModelConfig,
+    *,
+    rng: torch.Generator,
+    on_epoch: OnEpoch,
+) -> float:
+    """Teach ``student`` in place for ``config.steps`` and return its last mean divergence.
+
+    Parameters
+    ----------
+    on_epoch
+        Called after each ``EPOCH`` steps, and at the end, with how often and their mean loss.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=config.listening_lr, weight_decay=config.weight_decay
+    )
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: warm_cosine(i, config.steps))
+    student.train()
+    for epoch, steps in enumerate(told_after(config.steps)):
+        total = torch.zeros(())
+        for _ in range(steps):
+            images = pictures(config.batch_size, rng)
+            loss = listen(student, images, teachers(images), optimizer, config.temperature)
+            rate.step()
+            total = total.to(loss) + loss
+        # One look an epoch: asking a GPU at every step would make it wait.
+        mean = finite(float(total) / steps, epoch, config.listening_lr)
+        on_epoch(epoch + 1, mean)
+    return mean
+
+
+def told_after(steps: int) -> list[int]:
+    """Return ``steps`` in parts of ``EPOCH``, after each of which it is told how things go."""
+    whole, rest = divmod(steps, EPOCH)
+    return [EPOCH] * whole + [rest] * (rest > 0)
+
+
+def warm_cosine(step: int, steps: int) -> float:
+    """Return the share of the learning rate at ``step``: up in a tenth of all, down as a cosine."""
+    return min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @contextmanager
@@ -292,6 +435,15 @@ class Learners:
     def surrogates(self) -> dict[str, Learner]:
         """Every surrogate by name, the widest first."""
         return {SURROGATE: self.surrogate, **self.narrow}
+
+    @property
+    def listening(self) -> GlobalModelConfig | None:
+        """How the global models listen to others; None where labels teach them, or none is."""
+        for learner in self.global_models.values():
+            config = learner.config
+            if isinstance(config, GlobalModelConfig) and config.taught_by == "models":
+                return config
+        return None
 
     @property
     def modules(self) -> dict[str, nn.Module]:

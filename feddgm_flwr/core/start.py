@@ -21,7 +21,8 @@ from feddgm_flwr.events import Emit
 logger = logging.getLogger(__name__)
 
 IMAGES_PER_CLASS = 200
-"""Samples of the prior a class that the start and the control learn from, at least."""
+"""Samples of the prior a class that the start and the control learn from, at least, and that larger
+models are asked about in a round."""
 
 
 def fresh_state(learners: Learners, *, seed: int) -> ServerState:
@@ -82,13 +83,15 @@ def taught_by_prior(
     return ServerState(0, surrogates.pop(SURROGATE), models, narrow=surrogates)
 
 
-def prior_set(bench: Bench, server_round: int, count: int, *, seed: int) -> SyntheticSet:
-    """Return ``count`` images a class of the prior's own, none of them any client's."""
+def prior_set(
+    bench: Bench, server_round: int, count: int, *, seed: int, purpose: str = "prior-images"
+) -> SyntheticSet:
+    """Return ``count`` images a class of the prior's own, drawn for ``purpose``; no client's."""
     spec = bench.spec
     if not count:
         return SyntheticSet.empty(spec)
     labels = torch.arange(spec.num_classes).repeat_interleave(count)
-    values = bench.prior.sample(labels, rng=derive(seed, "prior-images", server_round))
+    values = bench.prior.sample(labels, rng=derive(seed, purpose, server_round))
     return SyntheticSet(
         images=decode(bench.prior, values, bench).clamp(0, 1),
         targets=one_hot(labels, spec.num_classes).float(),

@@ -156,7 +156,7 @@ def train(
                 on_step(steps)
             total += loss * len(chosen)
         # One look an epoch: asking a GPU at every step would make it wait.
-        mean = _finite(float(total) / len(images), epoch, config.lr)
+        mean = finite(float(total) / len(images), epoch, config.lr)
         if on_epoch:
             on_epoch(epoch + 1, mean)
     return mean
@@ -274,7 +274,8 @@ def _standing_loss(
     return total / n
 
 
-def _finite(loss: float, epoch: int, lr: float) -> float:
+def finite(loss: float, epoch: int, lr: float) -> float:
+    """Return an epoch's mean ``loss`` (epochs counted from 0), or raise FloatingPointError."""
     if loss - loss != 0:
         raise FloatingPointError(
             f"training loss must stay finite, got {loss} in epoch {epoch + 1} at a "
