@@ -26,7 +26,7 @@ class InlineGrid(Grid):
         self.order = random.Random(order)
         self.asked = []
         self._ids = count(1)
-        self._replies, self._line = {}, []
+        self._replies = {}
         first = self.order.randrange(10**6)
         self.contexts = {
             first + 7 * i: Context(
@@ -53,25 +53,20 @@ class InlineGrid(Grid):
         return list(self.contexts)
 
     def push_messages(self, messages):
-        ids = []
-        for message in messages:
-            ids.append(str(next(self._ids)))
-            message.metadata.__dict__["_message_id"] = ids[-1]
+        # Replies are pulled in the order of their ids, one by one or all together.
+        ids = [f"{next(self._ids):08d}" for _ in messages]
+        self.order.shuffle(ids)
+        for message_id, message in zip(ids, messages, strict=True):
+            message.metadata.__dict__["_message_id"] = message_id
             self.asked.append(message)
             reply = self._answer(message)
             if reply is not None:
-                self._replies[ids[-1]] = reply
-        there = [i for i in ids if i in self._replies]
-        self.order.shuffle(there)
-        self._line += there
+                self._replies[message_id] = reply
         return ids
 
     def pull_messages(self, message_ids):
-        """Return replies in the order of the line, whether asked for together or one by one."""
-        wanted, given = set(message_ids), []
-        while self._line and self._line[0] in wanted:
-            given.append(self._replies.pop(self._line.pop(0)))
-        return given
+        there = sorted(set(message_ids) & self._replies.keys())
+        return [self._replies.pop(i) for i in there]
 
     def send_and_receive(self, messages, *, timeout=None):
         return self.pull_messages(self.push_messages(messages))

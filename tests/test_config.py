@@ -476,6 +476,7 @@ UNREAD = [
     ({"union.surrogate-update": "synthetic"}, "union.aggregate-share", 0.5),
     ({"union.surrogate-update": "synthetic"}, "union.learns", "all"),
     ({"union.surrogate-update": "aggregate"}, "union.teacher-share", 0.5),
+    ({}, "server.trim", 0.3),
 ]
 
 
@@ -574,6 +575,7 @@ def test_a_resumed_run_may_change_these_alone():
         *("distill.memory-budget-mb", "distill.engine", "distill.workers"),
         *("distill.ray-address", "distill.ray-gpus"),
         *("rounds.min-clients", "rounds.node-wait-s", "rounds.timeout-s"),
+        *("rounds.min-replies", "rounds.partitions", "rounds.takeover"),
         *("watch.images", "watch.growing", "watch.pictures-mb"),
         *("watch.metrics-port", "watch.metrics-host"),
         "rounds.federated-evaluation",
@@ -648,7 +650,3 @@ def test_a_robust_mean_is_refused_where_the_method_takes_none(method):
     assert (
         f"(feddgm, scaffold, feddf, dense, coboosting, dynafed, moon, ccvr), got '{method}'" in said
     )
-
-
-def test_a_trim_is_refused_where_nothing_is_trimmed():
-    assert "read only under server.aggregate = 'trimmed'" in complaint({"server.trim": 0.3})
