@@ -476,6 +476,7 @@ UNREAD = [
     ({"union.surrogate-update": "synthetic"}, "union.aggregate-share", 0.5),
     ({"union.surrogate-update": "synthetic"}, "union.learns", "all"),
     ({"union.surrogate-update": "aggregate"}, "union.teacher-share", 0.5),
+    ({"union.surrogate-update": "synthetic"}, "union.server-momentum", 0.9),
     ({}, "server.trim", 0.3),
 ]
 
