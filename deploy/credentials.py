@@ -3,10 +3,10 @@
 Usage::
 
     credentials.py authority FOLDER                 # ca.crt, ca.key: once, kept off the server
-    credentials.py server FOLDER --host NAME ...    # server.pem, server.key, signed by FOLDER/ca.key
+    credentials.py server FOLDER --host NAME ...    # server.pem, server.key; signed with ca.key
     credentials.py node FILE                        # FILE, FILE.pub: on the device itself
     credentials.py trial FOLDER NODES               # all of it in one folder, for one machine
-    credentials.py check FILE ...                   # how long it is valid, for whom, who may read it
+    credentials.py check FILE ...                   # until when valid, for whom, who may read it
 
 ``server`` again renews: a new key and a new certificate under the same authority, which devices
 go on trusting. A file that holds a secret is 0600 from its first byte on. It knows nothing of
@@ -152,7 +152,7 @@ def existing(path: Path) -> Path:
 
 
 def write(path: Path, data: bytes, *, secret: bool = False) -> None:
-    """Write all of a file or nothing; a secret may be read by its owner alone from its first byte."""
+    """Write all of a file or nothing; a secret is its owner's alone from its first byte on."""
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)

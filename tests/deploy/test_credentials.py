@@ -48,9 +48,7 @@ def trusted(folder, host, bundle=None, at=NOW):
     ["server.example.org", "192.0.2.7", "2001:db8::7", "localhost", "127.0.0.1", "::1"],
 )
 def test_a_client_trusts_the_server_under_each_of_its_names(folder, host):
-    assert [c.serial_number for c in trusted(folder, host)][0] == one(
-        folder / "server.pem"
-    ).serial_number
+    assert trusted(folder, host)[0] == one(folder / "server.pem")
 
 
 @pytest.mark.parametrize("host", ["other.example.org", "192.0.2.8", "example.org"])

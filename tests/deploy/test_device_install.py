@@ -1,4 +1,4 @@
-"""What pyproject.toml installs on a device is all that a device imports, and the server's half is not in it."""
+"""What is installed on a device is all that it needs, and the server's half is not in it."""
 
 import importlib.metadata
 import json
@@ -58,8 +58,9 @@ for part in ("train", "test"):
             Image.fromarray(images[0]).save(place / f"{i}.png")
 
 own = {"data.class-names": "a,b", "data.channels": 1, "data.image-size": 16, "client.epochs": 1}
+own["client.augment"] = "color_crop_rotate"
 for kind, data in (("npz", folder / "own.npz"), ("folder", folder / "pictures")):
-    config = {"data.name": kind, "data.root": str(data), "client.augment": "color_crop_rotate", **own}
+    config = {"data.name": kind, "data.root": str(data), **own}
     node = {"partition-id": 0, "num-partitions": 0, "data-dir": str(data)}
     of = Device.of(Context(1, 9, node, RecordDict(), config))
     model = build_surrogate(of.config.surrogate, of.client.spec)
@@ -68,8 +69,7 @@ for kind, data in (("npz", folder / "own.npz"), ("folder", folder / "pictures"))
 for name in methods.names():
     method_of(name).client(RunConfig(method=name))
 """
-"""A device where what is ``absent`` cannot be imported: it trains on a file and a folder of its own, and has
-every method's half."""
+"""A device without what is ``absent``: it trains on a file and a folder of its own."""
 
 
 def named(name):

@@ -1,4 +1,4 @@
-"""deploy/server.sh and device.sh: what they hand to Flower, what they keep private, what they refuse."""
+"""The start scripts: what they hand to Flower, what they keep private, what they refuse."""
 
 import pytest
 from kit import credentials, mode, stand_ins, started
