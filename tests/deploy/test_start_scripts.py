@@ -1,5 +1,7 @@
 """The start scripts: what they hand to Flower, what they keep private, what they refuse."""
 
+import sys
+
 import pytest
 from kit import credentials, mode, stand_ins, started
 
@@ -148,3 +150,14 @@ def test_an_expired_certificate_is_refused(server, device, tmp_path):
         assert ended.returncode == 1
         assert "ca.crt expired on" in ended.stderr
         assert "flower-super" not in ended.stdout
+
+
+def test_a_server_without_its_half_says_what_to_install(server, tmp_path):
+    bare = tmp_path / "programs" / "python"
+    bare.unlink()
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    bare.chmod(0o755)
+    ended = server()
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "the server's half is not installed (diffusers, matplotlib, " in ended.stderr
+    assert "pip install '.[server]'" in ended.stderr
