@@ -16,7 +16,7 @@ endif
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(VENV)/.installed ## Install what a run needs into .venv (ordinary pip install -e .)
+install: $(VENV)/.installed ## Install what a run needs into .venv (pip install -e '.[server,dashboard]')
 
 demo: $(VENV)/.installed ## FedDGM against FedAvg on real, very skewed digits, with pictures
 	PATH="$(abspath $(BIN)):$$PATH" bash deploy/demo.sh "$(abspath $(DEMO))"
@@ -42,9 +42,9 @@ clean: ## Remove what the targets made
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dashboard]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dashboard]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dashboard,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dashboard,dev]'
 	@touch $@

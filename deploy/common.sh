@@ -1,16 +1,11 @@
-# Shared by simulate.sh and local.sh; sourced, not run.
-# Sets APP and WORK, keeps Flower quiet, private to WORK and free of the network, and stops every
+# shellcheck shell=bash
+# Shared by simulate.sh, local.sh and submit.sh; sourced, not run.
+# Keeps what environment.sh sets up to the folder WORK, follows runs, and stops every
 # process that was started with `start` when the script ends, however it ends.
 
-APP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if ! command -v flwr >/dev/null; then
-  PATH=$APP/.venv/bin:$PATH
-fi
-command -v flwr >/dev/null || { echo "flwr is not installed; run make install first" >&2; exit 1; }
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-export FLWR_HOME=$WORK/flwr-home
-export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-export RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
+export FLWR_HOME=$WORK/flwr-home RAY_USAGE_STATS_ENABLED=0
 # What runs on this machine is not to be looked for behind a proxy.
 export NO_PROXY="127.0.0.1,localhost,::1${NO_PROXY:+,$NO_PROXY}"
 export no_proxy=$NO_PROXY
@@ -39,11 +34,11 @@ start() {
 
 # Whole groups are stopped, newest first: a SuperLink's own children would outlive it.
 stop_all() {
-  local i tries
+  local i
   for ((i = ${#GROUPS_STARTED[@]} - 1; i >= 0; i--)); do
     kill -TERM -- "-${GROUPS_STARTED[$i]}" 2>/dev/null || true
   done
-  for tries in $(seq 50); do
+  for _ in $(seq 50); do
     still_running || return 0
     sleep 0.2
   done
@@ -109,6 +104,18 @@ wait_for() {
 # json EXPRESSION: of the JSON on standard input, as `d`.
 json() {
   python -c "import json, sys; d = json.load(sys.stdin); print($1)"
+}
+
+# connect ADDRESS CA: what `flwr` calls `feddgm` is the SuperLink there.
+connect() {
+  cat >"$FLWR_HOME/config.toml" <<TOML
+[superlink]
+default = "feddgm"
+
+[superlink.feddgm]
+address = "$1"
+root-certificates = "$2"
+TOML
 }
 
 # run_and_follow OPTIONS...: run the app with $WORK/run.toml on connection `feddgm` and follow its

@@ -21,38 +21,26 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 python "$APP/deploy/merge_config.py" "$WORK/run.toml" "$@"
 
 KEYS=$WORK/credentials
-rm -rf "$KEYS"
-python "$APP/deploy/credentials.py" "$KEYS" "$NODES"
+# New keys each time; a database that knows old ones is of no use.
+rm -rf "$KEYS" "$WORK/server"
+python "$APP/deploy/credentials.py" trial "$KEYS" "$NODES"
 
 read -r -a PORTS <<<"$(free_ports $((3 + NODES)))"
-cat >"$FLWR_HOME/config.toml" <<TOML
-[superlink]
-default = "feddgm"
-
-[superlink.feddgm]
-address = "127.0.0.1:${PORTS[0]}"
-root-certificates = "$KEYS/ca.crt"
-TOML
-
-cd "$WORK/cwd"
-start "$WORK/superlink.log" flower-superlink \
-  --control-api-address "127.0.0.1:${PORTS[0]}" \
-  --fleet-api-address "127.0.0.1:${PORTS[1]}" \
-  --serverappio-api-address "127.0.0.1:${PORTS[2]}" \
-  --ssl-ca-certfile "$KEYS/ca.crt" --ssl-certfile "$KEYS/server.pem" \
-  --ssl-keyfile "$KEYS/server.key" --enable-supernode-auth
+connect "127.0.0.1:${PORTS[0]}" "$KEYS/ca.crt"
+FEDDGM_CREDENTIALS=$KEYS FEDDGM_STATE=$WORK/server \
+  FEDDGM_CONTROL=127.0.0.1:${PORTS[0]} FEDDGM_FLEET=127.0.0.1:${PORTS[1]} \
+  FEDDGM_SERVERAPPIO=127.0.0.1:${PORTS[2]} \
+  start "$WORK/superlink.log" bash "$APP/deploy/server.sh"
 wait_for "the SuperLink" ask supernode list feddgm --format json
 
 for ((i = 0; i < NODES; i++)); do
   # A SuperNode whose key is unknown gives up at once, so its key goes first.
   flwr supernode register "$KEYS/node-$i.pub" feddgm --format json >"$WORK/node-$i.json"
   extra=${NODE_CONFIG:-}
-  mkdir -p "$WORK/node-$i"
-  FLWR_HOME=$WORK/node-$i start "$WORK/node-$i.log" flower-supernode \
-    --superlink "127.0.0.1:${PORTS[1]}" --root-certificates "$KEYS/ca.crt" \
-    --auth-supernode-private-key "$KEYS/node-$i" \
-    --clientappio-api-address "127.0.0.1:${PORTS[$((3 + i))]}" \
-    --node-config "partition-id=$i num-partitions=$NODES ${extra//\{i\}/$i}"
+  FEDDGM_SUPERLINK=127.0.0.1:${PORTS[1]} FEDDGM_CA=$KEYS/ca.crt FEDDGM_KEY=$KEYS/node-$i \
+    FEDDGM_STATE=$WORK/node-$i FEDDGM_CLIENTAPPIO=127.0.0.1:${PORTS[$((3 + i))]} \
+    FEDDGM_NODE_CONFIG="partition-id=$i num-partitions=$NODES ${extra//\{i\}/$i}" \
+    start "$WORK/node-$i.log" bash "$APP/deploy/device.sh"
 done
 
 all_online() {

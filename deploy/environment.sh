@@ -1,0 +1,50 @@
+# shellcheck shell=bash
+# Shared by server.sh, device.sh and common.sh; sourced, not run.
+# Finds Flower, keeps it quiet and off the network, and what it writes private.
+
+APP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if ! command -v flwr >/dev/null; then
+  PATH=$APP/.venv/bin:$PATH
+fi
+command -v flwr >/dev/null || {
+  echo "flwr is not installed; run make install, or pip install the project, first" >&2
+  exit 1
+}
+
+export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 PYTHONUNBUFFERED=1
+# Run folders and databases are for their owner alone: they hold clients' parameters and keys.
+umask 077
+
+# check_files FILE...: keys that no one else may read, certificates that are valid now.
+check_files() {
+  python "$APP/deploy/credentials.py" check "$@" || exit 1
+}
+
+# absolute NAME PATH: these scripts change to a folder of their own.
+absolute() {
+  [[ $2 == /* ]] || {
+    echo "$1 must be a path from / on, got '$2'" >&2
+    exit 2
+  }
+}
+
+# for_this_side NAME ADDRESS: whoever reaches it may register keys and submit code, or take messages.
+for_this_side() {
+  case $2 in
+  "" | :* | 0.0.0.0* | \[::\]* | \[::0\]* | \[0:*)
+    echo "$1 must not be every address, got '$2': others would reach it; bind it to 127.0.0.1" \
+      "or to an address of a management network" >&2
+    exit 2
+    ;;
+  esac
+}
+
+# private_state STATE: a folder that no one else may enter, and in it an empty one to run from: an
+# app would import modules that lie in the current folder.
+private_state() {
+  mkdir -p "$1/cwd"
+  chmod 700 "$1"
+  export FLWR_HOME=$1/flwr-home
+  mkdir -p "$FLWR_HOME"
+  cd "$1/cwd" || exit 1
+}
