@@ -147,6 +147,17 @@ def test_runs_are_found_and_compared(visit, address):
     assert page.locator("#table thead").first.inner_text().split() == ["first", "deep/second"]
 
 
+def test_a_box_in_focus_does_not_hold_the_list_back(visit, address, folder):
+    page = visit.page
+    page.goto(address)
+    box = page.get_by_label("compare first")
+    box.check()
+    logs.write(folder / "late")
+    sync_api.expect(page.locator("#runs h2")).to_have_text("4 runs", timeout=10_000)
+    sync_api.expect(box).to_be_checked()
+    sync_api.expect(box).to_be_focused()
+
+
 def test_a_client_of_many_is_chosen_without_leaving(visit, address):
     page = visit.page
     page.goto(f"{address}federation?id=many")

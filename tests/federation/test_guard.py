@@ -3,6 +3,7 @@
 import grpc
 import pytest
 from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
 
 from feddgm_flwr.federation.guard import GuardedGrid
 from feddgm_flwr.federation.messages import Expected
@@ -10,13 +11,29 @@ from feddgm_flwr.federation.screening import screen
 from flwr_dashboard.grid import WatchedGrid
 
 
-class Inner:
+class Inner(Grid):
     """A grid whose pull raises where it meets a spoilt reply, as Flower's own unpacking does."""
 
     pull_interval = 0.01
 
     def __init__(self, spoilt, error):
         self.spoilt, self.error, self.sent = spoilt, error, {}
+
+    def set_run(self, run):
+        raise NotImplementedError
+
+    @property
+    def run(self):
+        raise NotImplementedError
+
+    def create_message(self, *args):
+        raise NotImplementedError
+
+    def get_node_ids(self):
+        return []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise NotImplementedError
 
     def push_messages(self, messages):
         for number, message in enumerate(messages):

@@ -20,7 +20,7 @@ async function poll() {
 async function swap(old, part) {
   const fresh = document.createElement("template"), here = document.activeElement;
   fresh.innerHTML = part.html;
-  if (old.contains(here) && !here.matches("a, summary, .scroll")) return; // it would lose the focus
+  if (old.contains(here) && !here.matches("a, summary, .scroll, [name=id]")) return; // it would lose the focus
   await Promise.all(all("image", fresh.content).map(i => Object.assign(new Image(), {src: i.getAttribute("href")}).decode().catch(() => 0))); // or they flash
   const key = e => `${e.tagName} ${e.getAttribute("href") ?? e.getAttribute("aria-label") ?? e.parentElement.id}`;
   const open = all("details[open]", old).map(d => d.id), focused = old.contains(here) && key(here);
@@ -29,7 +29,7 @@ async function swap(old, part) {
   all("details", old).forEach(d => { d.open = open.includes(d.id); });
   all("input[name=id]", old).forEach(tick => { tick.checked = ticked.includes(tick.value); });
   all(".scroll", old).forEach((s, i) => spots[i] && s.scrollTo(...spots[i]));
-  all("a, summary, .scroll", old).find(e => key(e) === focused)?.focus({preventScroll: true});
+  all("a, summary, .scroll, [name=id]", old).find(e => key(e) === focused)?.focus({preventScroll: true});
   if (old.id === "newest" && slider) [slider.min, slider.max] = part.html.split(" ");
   if (slider && following) one("#which").value = slider.value = slider.max;
 }
