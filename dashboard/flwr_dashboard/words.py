@@ -197,6 +197,10 @@ _SENTENCES: Mapping[str, Callable[[Record], str]] = {
     "reply-arrived": _arrived,
     "client-reply": _reply,
     "client-rejected": lambda r: f"{_who(r)} set aside ({text(r, 'reply')}): {text(r, 'reason')}",
+    "client-clipped": lambda r: (
+        f"{_who(r)} claims {decimal(number(r, 'claimed'))} ({text(r, 'what')}), of which "
+        f"{decimal(number(r, 'counted'))} count"
+    ),
     "client-scored": lambda r: f"{_who(r)} scores {percent(number(r, 'accuracy'))}",
     "clients-online": _online,
     "distill-progress": lambda r: (

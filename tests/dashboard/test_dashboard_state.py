@@ -12,7 +12,7 @@ from flwr_dashboard import compare, downloads, metrics, pages, tensorboard, view
 from flwr_dashboard.ask import Ask
 from flwr_dashboard.log import Tail, parse
 from flwr_dashboard.runs import Opened
-from flwr_dashboard.state import Run, standing, take
+from flwr_dashboard.state import Run, is_warning, standing, take
 
 NOW = logs.T0 + 95
 
@@ -241,3 +241,13 @@ def test_no_event_breaks_a_page(seed, tmp_path):
     downloads.clients_csv(run)
     json.loads(downloads.run_json(run))
     metrics.scrape([("a", run, standing(run, NOW))])
+
+
+def test_a_claim_that_was_cut_is_said_and_a_warning():
+    told = {
+        "kind": "client-clipped", "round": 1, "time": 1.0, "partition_id": 3,
+        "what": "examples", "claimed": 1e9, "counted": 4000.0,
+    }  # fmt: skip
+    said = "client 3 claims 1.00e+09 (examples), of which 4.00e+03 count"
+    assert words.sentence(told) == said
+    assert is_warning(told)

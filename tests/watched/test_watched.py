@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
     FedAdam,
@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import (
 from small_app import FIRST, broken, grid, of, told
 
 from flwr_dashboard import writer
+from flwr_dashboard.story import _bytes as size_told
 from flwr_dashboard.watched import HOOKS, Watched, new_folder
 
 STOCK = {
@@ -204,3 +205,10 @@ def test_what_a_strategy_has_beyond_flowers_is_there(tmp_path):
     assert watched.fraction_train == 0.5
     with pytest.raises(AttributeError, match="mood"):
         _ = watched.mood
+
+
+def test_a_reply_whose_size_flower_cannot_tell_is_told_without_one():
+    content = RecordDict({"more": ConfigRecord({"empty": []})})
+    with pytest.raises(IndexError):
+        content["more"].count_bytes()
+    assert size_told(Message(content, dst_node_id=1, message_type="train")) == 0
