@@ -15,7 +15,11 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from kit import credentials, mode
 
 cred = credentials()
-NOW = datetime.now(UTC)
+
+
+def now():
+    """Return the time of asking: a long suite begins hours before its last test."""
+    return datetime.now(UTC)
 
 
 @pytest.fixture
@@ -36,10 +40,10 @@ def general(host):
         return x509.DNSName(host)
 
 
-def trusted(folder, host, bundle=None, at=NOW):
+def trusted(folder, host, bundle=None, at=None):
     """Verify as a TLS client would that trusts ``bundle``."""
     authorities = x509.load_pem_x509_certificates((bundle or folder / "ca.crt").read_bytes())
-    policy = PolicyBuilder().store(Store(authorities)).time(at)
+    policy = PolicyBuilder().store(Store(authorities)).time(at or now())
     return policy.build_server_verifier(general(host)).verify(one(folder / "server.pem"), [])
 
 
@@ -58,9 +62,9 @@ def test_and_under_no_other(folder, host):
 
 
 def test_nor_after_its_days_nor_under_another_authority(folder, tmp_path):
-    trusted(folder, "localhost", at=NOW + timedelta(days=cred.SERVER_DAYS - 1))
+    trusted(folder, "localhost", at=now() + timedelta(days=cred.SERVER_DAYS - 1))
     with pytest.raises(VerificationError):
-        trusted(folder, "localhost", at=NOW + timedelta(days=cred.SERVER_DAYS + 1))
+        trusted(folder, "localhost", at=now() + timedelta(days=cred.SERVER_DAYS + 1))
     cred.write_authority(tmp_path / "other")
     with pytest.raises(VerificationError):
         trusted(folder, "localhost", bundle=tmp_path / "other" / "ca.crt")
@@ -71,7 +75,7 @@ def test_a_server_does_not_outlive_its_authority(tmp_path):
     cred.write_server(tmp_path, ["a.org"], days=300)
     ends = [one(tmp_path / name).not_valid_after_utc for name in ("ca.crt", "server.pem")]
     assert ends[0] == ends[1]
-    assert timedelta(days=4) < ends[0] - NOW <= timedelta(days=5, seconds=60)
+    assert timedelta(days=4) < ends[0] - now() <= timedelta(days=5, seconds=60)
 
 
 def test_an_authority_that_has_expired_signs_nothing(tmp_path, capsys):
@@ -163,14 +167,14 @@ def test_a_check_warns_a_month_ahead_and_refuses_what_has_expired_or_not_begun(f
     with pytest.raises(ValueError, match=r"server.pem expired on .*; renew it"):
         cred.check(path, ends + timedelta(seconds=1))
     with pytest.raises(ValueError, match="is the clock right"):
-        cred.check(path, NOW - timedelta(days=1))
+        cred.check(path, now() - timedelta(days=1))
 
 
 def test_a_check_sees_every_certificate_of_a_bundle(folder, tmp_path):
     cred.write_authority(tmp_path / "new", days=10)
     bundle = tmp_path / "both.crt"
     bundle.write_bytes(b"".join((p / "ca.crt").read_bytes() for p in (folder, tmp_path / "new")))
-    lines = cred.check(bundle, NOW)
+    lines = cred.check(bundle, now())
     assert [("RENEW" in line) for line in lines] == [False, True]
 
 
@@ -178,10 +182,10 @@ def test_a_check_sees_every_certificate_of_a_bundle(folder, tmp_path):
 @pytest.mark.parametrize("others", [0o640, 0o604])
 def test_a_check_refuses_a_key_that_others_may_read(folder, name, others):
     cred.write_node(folder / "node.key")
-    assert cred.check(folder / name, NOW) == []
+    assert cred.check(folder / name, now()) == []
     (folder / name).chmod(others)
     with pytest.raises(ValueError, match=rf"mode 0{others:o}\); chmod 600"):
-        cred.check(folder / name, NOW)
+        cred.check(folder / name, now())
 
 
 def test_a_check_of_nothing_says_so(tmp_path, capsys):
