@@ -184,7 +184,9 @@ def test_the_mean_of_owners_leaves_out_who_only_pressed_a_class_down():
         }
         for i in (1, 2, 4)
     ]
-    mean = mean_of_owners(replies, [1, 3, 4], [(0,), (0, 1), (1,)], replies[0], Mean())
+    weights, owned = [1, 3, 4], [(0,), (0, 1), (1,)]
+    plain = weighted_mean(replies, weights)
+    mean = mean_of_owners(plain, replies, weights, owned, replies[0], Mean())
     assert mean["conv"].item() == (1 * 1 + 3 * 2 + 4 * 4) / 8
     rows = [(1 * 1 + 3 * 2) / 4, (3 * 2 + 4 * 4) / 7, (1 * 1 + 3 * 2 + 4 * 4) / 8]
     torch.testing.assert_close(mean["classifier.weight"], torch.tensor(rows)[:, None].expand(3, 2))
@@ -196,7 +198,7 @@ def test_where_all_own_all_the_mean_of_owners_is_the_mean():
     replies = [
         {"classifier.weight": torch.rand(2, 2), "classifier.bias": torch.rand(2)} for _ in range(3)
     ]
-    got = mean_of_owners(replies, [1, 2, 3], [(0, 1)] * 3, replies[0], Mean())
     plain = weighted_mean(replies, [1, 2, 3])
+    got = mean_of_owners(plain, replies, [1, 2, 3], [(0, 1)] * 3, replies[0], Mean())
     for name in plain:
         torch.testing.assert_close(got[name], plain[name])

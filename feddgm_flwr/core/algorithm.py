@@ -5,7 +5,7 @@ data set and no file; ``build`` puts its tools together, ``methods.feddgm`` carr
 federation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
@@ -95,8 +95,9 @@ def apply_round(
     # A reply that could not be distilled is not averaged either.
     sound = [(u, j) for u, j, r in zip(updates, jobs, results, strict=True) if usable(r)]
     with phase("learn", server_round, emit):
-        velocities = next_velocities(state, sound, shop)
-        surrogates = next_surrogates(state, sound, union, shop, emit)
+        means = mean_replies(state, sound, shop.mean)
+        velocities = next_velocities(state, means, shop.union)
+        surrogates = next_surrogates(state, sound, means, union, shop, emit)
         models = next_global_models(state, surrogates[SURROGATE], sound, union, shop, emit)
     kept = {r.report.partition_id: r.latents for r in results if r.latents is not None}
     latents = state.latents | kept if shop.bench.config.warm_start else {}
@@ -162,24 +163,27 @@ def rehearsal_set(shop: Workshop, server_round: int) -> SyntheticSet:
     return prior_set(shop.bench, server_round, count, seed=shop.seed)
 
 
+def mean_replies(
+    state: ServerState, sound: Sequence[tuple[ClientUpdate, DistillJob]], mean: Mean
+) -> dict[str, Params]:
+    """Return the mean of each surrogate's replies; none for a surrogate without any."""
+    own = {name: [u for u, _ in sound if u.surrogate == name] for name in state.surrogates}
+    return {name: mean.of(own[name], sent) for name, sent in state.surrogates.items() if own[name]}
+
+
 def next_velocities(
-    state: ServerState, sound: Sequence[tuple[ClientUpdate, DistillJob]], shop: Workshop
+    state: ServerState, means: Mapping[str, Params], config: UnionConfig
 ) -> dict[str, Params]:
     """Return by how much each surrogate's features move: FedAvgM's v_t, of all but the classifier.
 
     That is the way from theta_t to the mean reply, and a share of the last round's velocity.
     Without a reply it stays for the next round.
     """
-    config = shop.union
     if not config.server_momentum or config.surrogate_update != "aggregate+synthetic":
         return {}
     velocities: dict[str, Params] = dict(state.memory.get(VELOCITIES, {}))
-    for name, sent in state.surrogates.items():
-        own = [u for u, _ in sound if u.surrogate == name]
-        if not own:
-            continue
-        mean = shop.mean.of(own, sent)
-        carried = carried_on(state, name, config)
+    for name, mean in means.items():
+        sent, carried = state.surrogates[name], carried_on(state, name, config)
         velocities[name] = {
             k: mean[k] - sent[k] + carried.get(k, 0.0) for k in mean if not k.startswith(f"{HEAD}.")
         }
@@ -195,6 +199,7 @@ def carried_on(state: ServerState, name: str, config: UnionConfig) -> Params:
 def next_surrogates(
     state: ServerState,
     sound: Sequence[tuple[ClientUpdate, DistillJob]],
+    means: Mapping[str, Params],
     union: SyntheticSet,
     shop: Workshop,
     emit: Emit,
@@ -212,17 +217,19 @@ def next_surrogates(
         share *= sum(u.num_examples for u, _ in own) / everyone if everyone else 1
         there = replace(shop.of(name), union=replace(shop.union, aggregate_share=share))
         carried = carried_on(state, name, shop.union)
-        nexts[name] = next_surrogate(state.of(name), own, union, there, emit, carried)
+        mean = means.get(name, {})
+        nexts[name] = next_surrogate(state.of(name), own, mean, carried, union, there, emit)
     return nexts
 
 
 def next_surrogate(
     state: ServerState,
     sound: Sequence[tuple[ClientUpdate, DistillJob]],
+    mean: Params,
+    carried: Params,
     union: SyntheticSet,
     shop: Workshop,
     emit: Emit,
-    carried: Params,
 ) -> Params:
     """Return theta_{t+1}: the old surrogate or the mean reply, trained on the union or not.
 
@@ -236,14 +243,13 @@ def next_surrogate(
     if config.surrogate_update == "synthetic" or not sound:
         alone = config.surrogate_update == "aggregate"
         return state.surrogate if alone else learn(state.surrogate, union)
-    replies, weights = [u.params for u, _ in sound], [u.num_examples for u, _ in sound]
-    mean = shop.mean(replies, weights, state.surrogate)
     if config.surrogate_update == "aggregate":
         return mean
+    replies, weights = [u.params for u, _ in sound], [u.num_examples for u, _ in sound]
     owned = [job.images_per_class for _, job in sound]
     start = mean
     if config.classifier_mean == "owners":
-        start = mean_of_owners(replies, weights, owned, state.surrogate, shop.mean)
+        start = mean_of_owners(mean, replies, weights, owned, state.surrogate, shop.mean)
     start, mean = ({**p, **{k: p[k] + v for k, v in carried.items()}} for p in (start, mean))
     if (share := config.teacher_share) and len(union):
         said = mixture(learner.module, replies, weights, union.images, device=learner.device)

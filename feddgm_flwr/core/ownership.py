@@ -56,19 +56,22 @@ def owned_classes(
 
 
 def mean_of_owners(
+    mean: Params,
     replies: Sequence[Params],
     weights: Sequence[float | int],
     owned: Sequence[Collection[int]],
     start: Params,
     mean_of: Mean,
 ) -> Params:
-    """Return the replies' mean, each class's row of the classifier over its owners alone.
+    """Return ``mean``, of the replies, with each class's classifier row over its owners alone.
 
     Who lacks a class only ever presses its row down, whatever the class looks like. A class of
     nobody keeps the mean over all.
 
     Parameters
     ----------
+    mean
+        Of ``replies``; it stays as it is.
     owned
         The classes of each reply's client.
     start
@@ -76,7 +79,7 @@ def mean_of_owners(
     mean_of
         How replies, or rows of them, become one.
     """
-    mean = mean_of(replies, weights, start)
+    mean = {**mean, **{name: mean[name].clone() for name in CLASSIFIER}}
     for k in sorted(set().union(*owned)):
         having = [i for i, classes in enumerate(owned) if k in classes]
         rows = [{name: replies[i][name][k] for name in CLASSIFIER} for i in having]
