@@ -138,7 +138,7 @@ def train(
         weight_decay=config.weight_decay,
         foreach=True,
     )
-    step = _Step(model, optimizer, rule.objective, rule)
+    step = _Step(model, optimizer, rule.objective, rule.adjust, list(model.parameters()))
     whole = _made_fast(step, data, config, device) if compile else step
     pixels = pixels_of(model)
     steps = 0
@@ -169,15 +169,16 @@ class _Step:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     objective: Objective
-    rule: Rule
+    adjust: Callable[[Sequence[nn.Parameter]], None] | None
+    parameters: Sequence[nn.Parameter]
 
     def __call__(self, images: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Return the batch's loss before the step."""
         loss = self.objective(self.model, images, targets, weights)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
-        if self.rule.adjust:
-            self.rule.adjust(list(self.model.parameters()))
+        if self.adjust:
+            self.adjust(self.parameters)
         self.optimizer.step()
         return loss.detach()
 
