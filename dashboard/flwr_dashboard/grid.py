@@ -28,27 +28,11 @@ def _nothing(*_: object) -> None:
     pass
 
 
-class WatchedGrid(Grid):
-    """Passes everything on to ``grid``.
+class PassingGrid(Grid):
+    """Passes everything on to ``grid`` but the messages: how these go is each kind's own."""
 
-    Parameters
-    ----------
-    sent, arrived, silent
-        Told as it happens; must not raise.
-    """
-
-    def __init__(
-        self,
-        grid: Grid,
-        *,
-        sent: Sent = _nothing,
-        arrived: Arrived = _nothing,
-        silent: Silent = _nothing,
-    ) -> None:
+    def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._sent, self._arrived, self._silent = sent, arrived, silent
-        self._poll_s = float(getattr(grid, "pull_interval", POLL_S))
-        self._waiting: dict[str, tuple[Metadata, float]] = {}
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         # What one kind of grid alone has.
@@ -77,6 +61,29 @@ class WatchedGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return who is online."""
         return self._grid.get_node_ids()
+
+
+class WatchedGrid(PassingGrid):
+    """Passes everything on to ``grid``.
+
+    Parameters
+    ----------
+    sent, arrived, silent
+        Told as it happens; must not raise.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        sent: Sent = _nothing,
+        arrived: Arrived = _nothing,
+        silent: Silent = _nothing,
+    ) -> None:
+        super().__init__(grid)
+        self._sent, self._arrived, self._silent = sent, arrived, silent
+        self._poll_s = float(getattr(grid, "pull_interval", POLL_S))
+        self._waiting: dict[str, tuple[Metadata, float]] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, and tell of those that went out."""

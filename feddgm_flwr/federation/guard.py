@@ -7,51 +7,21 @@ nothing of what messages mean.
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import grpc  # type: ignore[import-untyped]
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
-from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
-from flwr_dashboard.grid import WatchedGrid
+from flwr_dashboard.grid import PassingGrid, WatchedGrid
 
 
-class GuardedGrid(Grid):
+class GuardedGrid(PassingGrid):
     """Passes everything on to ``grid``, and pulls replies one by one."""
 
     def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._asked: dict[str, Message] = {}
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        # What one kind of grid alone has.
-        return getattr(self._grid, name)
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message, in Flower's older way."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return who is online."""
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages."""
