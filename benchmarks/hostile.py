@@ -3,8 +3,10 @@
 Claim: docs/robustness.md. Each row is a method and how it makes one of the replies; all rows begin
 with the models that the prior taught (from random weights where it knows no class), have the same
 clients, images, rounds and seeds, and the default limits on what a reply may claim, but for the row
-"no limits". Also measured: whether the distillation of a reply tells a liar. A finished run is kept
-in ``--out``, and a second start goes on where the first was ended.
+"no limits". Beside them: the same two clients left out, which no defence can do better than; and
+FedDGM that believes everybody (``union.examine``), of which also is measured whether a reply's
+distillation tells a liar. A finished run is kept in ``--out``, and a second start goes on where
+the first was ended.
 
     python benchmarks/hostile.py --seeds 0 1 --rounds 3 --out FOLDER
     python benchmarks/hostile.py --quick --seeds 0 --rounds 2 --out FOLDER
@@ -56,6 +58,7 @@ LITTLE = 1.5
 """Standard deviations by which "a little" shifts every entry (Baruch et al., arXiv 1902.06156)."""
 
 OURS = "feddgm, mean"
+BLIND = "feddgm, unexamined"
 UNLIMITED: Said = {"server.clip-examples": 0.0, "server.clip-movement": 0.0}
 ROWS: dict[str, Said] = {
     OURS: {"method": "feddgm", "server.aggregate": "mean"},
@@ -64,6 +67,7 @@ ROWS: dict[str, Said] = {
     "feddgm, geometric median": {"method": "feddgm", "server.aggregate": "geometric-median"},
     "feddgm, clipped": {"method": "feddgm", "server.aggregate": "clipped"},
     "feddgm, no limits": {"method": "feddgm", **UNLIMITED},
+    BLIND: {"method": "feddgm", "union.examine": "never"},
     "fedavg": {"method": "fedavg"},
     "fedavg, no limits": {"method": "fedavg", **UNLIMITED},
     "krum": {"method": "krum", "robust.malicious": HOSTILE},
@@ -134,7 +138,7 @@ ATTACKS: dict[str, Reply] = {
     "a little": honestly,
 }
 """In two of these the lie lies elsewhere: in the images, and in what the colluders know."""
-HONEST = "none"
+HONEST, LEFT_OUT = "none", "left out"
 
 
 @dataclass
@@ -164,14 +168,15 @@ class Hostile(Meddler):
 
     def replies(self, state: ServerState, updates: list[ClientUpdate]) -> list[ClientUpdate]:
         """Let liars lie; what is not finite is set aside, as screening does."""
-        said = [self._said(u, state, updates) for u in updates]
+        gone = self.liars if self.attack == LEFT_OUT else ()
+        said = [self._said(u, state, updates) for u in updates if u.partition_id not in gone]
         self.state, self.heard = state, tuple(u for u in said if all_finite(u.params))
         return list(self.heard)
 
     def _said(
         self, update: ClientUpdate, state: ServerState, updates: Sequence[ClientUpdate]
     ) -> ClientUpdate:
-        if self.attack == HONEST or update.partition_id not in self.liars:
+        if self.attack in (HONEST, LEFT_OUT) or update.partition_id not in self.liars:
             return update
         if self.attack == "a little":
             honest = [u.params for u in updates if u.partition_id not in self.liars]
@@ -248,6 +253,7 @@ def evidence(done: Round, hostile: Hostile, module: torch.nn.Module) -> list[dic
             "round": done.number,
             "client": who,
             "lies": who in hostile.liars and hostile.attack != HONEST,
+            "believed": images is None or bool((images.owner == who).any()),
             "movement": lengths[who] / usual,
             "examples": update.num_examples / most,
         }
@@ -314,7 +320,7 @@ def cases(
     return [
         Case(row, attack, seed, {**common, **ROWS[row], "seed": seed})
         for seed in seeds
-        for attack in (HONEST, *attacks)
+        for attack in (HONEST, LEFT_OUT, *attacks)
         for row in rows
     ]
 
@@ -347,18 +353,18 @@ def lost_table(done: Sequence[dict[str, Any]], attacks: Sequence[str]) -> str:
     reached = {(r["row"], r["attack"], r["seed"]): last(r) for r in done}
     rows = list(dict.fromkeys(r["row"] for r in done))
     lines = [
-        "| | honest | " + " | ".join(attacks) + " | worst |",
-        "|---" * (len(attacks) + 3) + "|",
+        "| | honest | left out | " + " | ".join(attacks) + " | worst |",
+        "|---" * (len(attacks) + 4) + "|",
     ]
     for row in rows:
         honest = {s: v for (r, a, s), v in reached.items() if r == row and a == HONEST}
         lost = [
             [100 * (honest[s] - reached[row, a, s]) for s in honest if (row, a, s) in reached]
-            for a in attacks
+            for a in (LEFT_OUT, *attacks)
         ]
         means = [statistics.mean(column) if column else math.nan for column in lost]
         cells = [f"{100 * statistics.mean(honest.values()):.1f}", *(f"{m:.1f}" for m in means)]
-        worst = max((m for m in means if m == m), default=math.nan)
+        worst = max((m for m in means[1:] if m == m), default=math.nan)
         lines.append(f"| {row} | " + " | ".join(cells) + f" | {worst:.1f} |")
     return "\n".join(lines)
 

@@ -198,6 +198,16 @@ class ClientClipped(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientDisbelieved(Event):
+    """The other clients' images do not bear an accepted reply out; it counts nowhere."""
+
+    partition_id: int
+    """The client's stable identity."""
+    gain: float
+    """How much likelier the reply holds its classes than the surrogate that was sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientScored(Event):
     """A client's score of the surrogate on its own test images is accepted."""
 

@@ -31,7 +31,7 @@ HEAD_BYTES, END_BYTES = 16_384, 16_384
 """What a summary looks at of a log: its first line holds the configuration, its last the state."""
 _TELLING = re.compile(
     rb'"kind": ?"(?:run-|round-|control-scored|scored|clients-online|heartbeat'
-    rb"|client-rejected|client-clipped|training-failed)"
+    rb"|client-rejected|client-clipped|client-disbelieved|training-failed)"
 )
 """Of those bytes, the events that are read for a summary, beside the last."""
 RESULT_BYTES = 1 << 20

@@ -239,7 +239,7 @@ def is_warning(record: Record) -> bool:
     """Whether an event tells of something that went wrong."""
     kind = record["kind"]
     return (
-        kind in ("client-rejected", "client-clipped", "training-failed")
+        kind in ("client-rejected", "client-clipped", "client-disbelieved", "training-failed")
         or (kind == "reply-arrived" and bool(record.get("error")))
         or (kind == "round-end" and bool(record.get("kept")))
         or (kind == "run-end" and record.get("status") != "completed")

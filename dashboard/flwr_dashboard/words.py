@@ -201,6 +201,9 @@ _SENTENCES: Mapping[str, Callable[[Record], str]] = {
         f"{_who(r)} claims {decimal(number(r, 'claimed'))} ({text(r, 'what')}), of which "
         f"{decimal(number(r, 'counted'))} count"
     ),
+    "client-disbelieved": lambda r: (
+        f"{_who(r)} not believed: the others' images do not bear its reply out"
+    ),
     "client-scored": lambda r: f"{_who(r)} scores {percent(number(r, 'accuracy'))}",
     "clients-online": _online,
     "distill-progress": lambda r: (

@@ -13,6 +13,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from feddgm_flwr.core.belief import Witness, disbelieved, gains
 from feddgm_flwr.core.distillation.distill import UNMOVED, Bench, DistillJob, DistillResult
 from feddgm_flwr.core.distillation.engine import Engine
 from feddgm_flwr.core.distillation.progress import Gallery, distilled
@@ -29,7 +30,7 @@ from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.core.telling import phase
 from feddgm_flwr.core.training import TrainConfig
-from feddgm_flwr.events import Emit
+from feddgm_flwr.events import ClientDisbelieved, Emit
 
 VELOCITIES = "velocities"
 """What ``ServerState.memory`` calls the surrogates' velocities, by the surrogate's name."""
@@ -83,8 +84,13 @@ def apply_round(
         jobs = [distill_job(update, state, shop) for update in updates]
         results = distilled(jobs, shop.engine, server_round, emit, shop.gallery)
 
+    # Not in the paper: a reply that the others' images do not bear out counts nowhere below.
+    reports = tuple(r.report for r in results)
+    everything = list(zip(updates, jobs, results, strict=True))
+    believed = borne_out(everything, state, shop, emit)
+
     # Step 4: the multi-modal union of all clients' images, and of the last rounds'.
-    parts = [as_set(u, r, shop.union) for u, r in zip(updates, results, strict=True)]
+    parts = [as_set(u, r, shop.union) for u, _, r in believed]
     fresh = SyntheticSet.concat([SyntheticSet.empty(shop.bench.spec), *parts])
     replay = (*state.replay, fresh)[-shop.union.replay_rounds :]
     union = SyntheticSet.concat([*replay, rehearsal_set(shop, server_round)])
@@ -93,15 +99,14 @@ def apply_round(
 
     # Step 5: the next surrogate (one a width) and the global models learn from the union.
     # A reply that could not be distilled is not averaged either.
-    sound = [(u, j) for u, j, r in zip(updates, jobs, results, strict=True) if usable(r)]
+    sound = [(u, j) for u, j, r in believed if usable(r)]
     with phase("learn", server_round, emit):
         means = mean_replies(state, sound, shop.mean)
         velocities = next_velocities(state, means, shop.union)
         surrogates = next_surrogates(state, sound, means, union, shop, emit)
         models = next_global_models(state, surrogates[SURROGATE], sound, union, shop, emit)
-    kept = {r.report.partition_id: r.latents for r in results if r.latents is not None}
+    kept = {u.partition_id: r.latents for u, _, r in believed if r.latents is not None}
     latents = state.latents | kept if shop.bench.config.warm_start else {}
-    reports = tuple(r.report for r in results)
     return (
         ServerState(
             server_round,
@@ -138,6 +143,33 @@ def distill_job(update: ClientUpdate, state: ServerState, shop: Workshop) -> Dis
         checkpoints=update.checkpoints,
         surrogate=update.surrogate,
     )
+
+
+def borne_out(
+    everything: list[tuple[ClientUpdate, DistillJob, DistillResult]],
+    state: ServerState,
+    shop: Workshop,
+    emit: Emit,
+) -> list[tuple[ClientUpdate, DistillJob, DistillResult]]:
+    """Return the replies that the others' images bear out, and tell which do not."""
+    taught = shop.bench.prior.conditional
+    if shop.union.examine == "never" or (shop.union.examine == "by-prior" and taught):
+        return everything
+    witnesses = [
+        Witness(
+            u,
+            j.images_per_class,
+            state.surrogates[u.surrogate],
+            shop.of(u.surrogate).learners.surrogate.module,
+        )
+        for u, j, _ in everything
+    ]
+    sets = [as_set(u, r, shop.union) for u, _, r in everything]
+    images = SyntheticSet.concat([SyntheticSet.empty(shop.bench.spec), *sets])
+    liars = disbelieved(gains(witnesses, images, shop.learners.surrogate.device))
+    for partition_id, gain in liars.items():
+        emit(ClientDisbelieved(round=state.server_round + 1, partition_id=partition_id, gain=gain))
+    return [one for one in everything if one[0].partition_id not in liars]
 
 
 def as_set(update: ClientUpdate, result: DistillResult, config: UnionConfig) -> SyntheticSet:

@@ -79,6 +79,13 @@ class UnionConfig(TrainConfig):
         "the prior are among the lessons, since a few distilled images do not teach features.",
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
+    examine: Literal["by-prior", "always", "never"] = setting(
+        "by-prior",
+        "Whether a reply that holds its own classes no likelier on the others' images than the "
+        "surrogate that was sent counts nowhere: neither its parameters nor its images. "
+        "`by-prior`: unless the prior knows the classes.",
+        paper="never",
+    )
     teacher_share: float = setting(
         0.3,
         "The share in an image's target of what the replies say of it (the mean of their "

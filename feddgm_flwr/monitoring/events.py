@@ -16,6 +16,7 @@ from typing import TypeGuard
 
 from feddgm_flwr.events import (
     ClientClipped,
+    ClientDisbelieved,
     ClientRejected,
     ClientReply,
     ControlScored,
@@ -138,7 +139,9 @@ class LogFollower:
             self._last_progress = now
         said = sentence(event)
         if said:
-            bad = isinstance(event, ClientClipped | ClientRejected | TrainingFailed)
+            bad = isinstance(
+                event, ClientClipped | ClientDisbelieved | ClientRejected | TrainingFailed
+            )
             logger.log(logging.WARNING if bad else logging.INFO, "%s", said)
 
 
@@ -169,6 +172,14 @@ def _(e: ClientRejected) -> str:
 @sentence.register
 def _(e: ClientClipped) -> str:
     return f"client {e.partition_id} claims {e.claimed:.4g} {e.what}; {e.counted:.4g} count"
+
+
+@sentence.register
+def _(e: ClientDisbelieved) -> str:
+    return (
+        f"client {e.partition_id} is not believed: on the others' images of its classes its reply "
+        f"is no better than what it was sent ({e.gain:+.3f})"
+    )
 
 
 @sentence.register

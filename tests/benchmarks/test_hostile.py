@@ -5,7 +5,7 @@ import json
 import hostile
 import pytest
 import torch
-from hostile import ATTACKS, HONEST, LIE, Case, Hostile, a_little, cases
+from hostile import ATTACKS, HONEST, LEFT_OUT, LIE, Case, Hostile, a_little, cases
 from inprocess import Meddler
 
 from feddgm_flwr.config import RunConfig
@@ -44,7 +44,7 @@ def test_each_lie_is_what_it_is_called():
     assert told("count 1e9")[1].num_examples == LIE
     assert distance(START, told("noise")[1].params) == pytest.approx(5 * length, rel=1e-5)
     assert distance(START, told("free rider")[1].params) == pytest.approx(1e-3 * length, rel=1e-3)
-    assert set(told("NaN")) == set(range(10)) - set(LIARS)
+    assert set(told("NaN")) == set(told(LEFT_OUT)) == set(range(10)) - set(LIARS)
     colluding = told("a little")
     assert torch.equal(colluding[1].params["w"], colluding[4].params["w"])
     expected = a_little([u.params for i, u in honest.items() if i not in LIARS])
@@ -69,7 +69,7 @@ def test_without_a_meddler_nothing_changes():
 
 def test_every_row_is_a_config_and_every_run_has_a_file_of_its_own(tmp_path):
     todo = cases(hostile.DIGITS, hostile.ROWS, ATTACKS, [0, 1], {"data.name": "digits"})
-    assert len({case.name for case in todo}) == len(todo) == 2 * 9 * len(hostile.ROWS)
+    assert len({case.name for case in todo}) == len(todo) == 2 * 10 * len(hostile.ROWS)
     for case in todo[: len(hostile.ROWS)]:
         RunConfig.from_run_config(case.said)
 
@@ -92,7 +92,7 @@ def test_the_table_says_points_lost_against_the_same_seed():
     done = [record("fedavg", HONEST, 0, 0.9), record("fedavg", HONEST, 1, 0.8),
             record("fedavg", "noise", 0, 0.6), record("fedavg", "noise", 1, 0.7)]  # fmt: skip
     table = hostile.lost_table(done, ["noise", "NaN"])
-    assert table.splitlines()[-1] == "| fedavg | 85.0 | 20.0 | nan | 20.0 |"
+    assert table.splitlines()[-1] == "| fedavg | 85.0 | nan | 20.0 | nan | 20.0 |"
 
 
 def test_detection_is_the_area_under_the_curve():
