@@ -49,6 +49,12 @@ class _Asked:
     until: float
 
 
+def _named(numbers: list[int]) -> str:
+    """Return numbers as a line names them, the first of many."""
+    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    return f"{', '.join(map(str, numbers[:NAMED]))}{more}"
+
+
 class Roster:
     """The partition ids behind the nodes.
 
@@ -98,6 +104,7 @@ class Roster:
         self._attempts: Counter[int] = Counter()
         self._open: dict[str, _Asked] = {}
         self._said: set[tuple[int, str]] = set()
+        self._away: list[int] = []
         self.owners: dict[int, int] = dict(owners or {})
         self.left_out: dict[int, str] = {}
 
@@ -150,6 +157,7 @@ class Roster:
             now = time.monotonic()
             if len(online) >= self._min_clients and (not self._open or now >= patient):
                 self._met = True
+                self._say_who_stays_away(online)
                 return online
             if now >= deadline:
                 raise ValueError(dispute) if dispute else self._too_few(len(online))
@@ -170,16 +178,32 @@ class Roster:
         self, nodes: set[int], online: Mapping[int, int], left_s: float
     ) -> None:
         """Log how many are here, and who is not as far as that is known."""
-        expected = range(self.partitions) if self.partitions else self.clients
-        missing = [p for p in expected if p not in online]
         parts = [f"{len(online)} of rounds.min-clients = {self._min_clients} clients are online"]
-        if missing:
-            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-            parts.append(f"missing: {', '.join(map(str, missing[:NAMED]))}{more}")
+        if missing := self._missing(online):
+            parts.append(f"missing: {_named(missing)}")
         if silent := sorted({a.node for a in self._open.values()} & nodes):
-            more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
-            parts.append(f"not answered yet: node {', '.join(map(str, silent[:NAMED]))}{more}")
+            parts.append(f"not answered yet: node {_named(silent)}")
         logger.info("waiting: %s; %.0f s left", "; ".join(parts), left_s)
+
+    def _missing(self, online: Mapping[int, int]) -> list[int]:
+        """Return the partition ids, as far as they are known, of clients that are not here."""
+        expected = sorted({*range(self.partitions), *self.clients})
+        return [p for p in expected if p not in online]
+
+    def _say_who_stays_away(self, online: Mapping[int, int]) -> None:
+        """Log without whom the run goes on, if that has changed."""
+        missing = self._missing(online)
+        if missing == self._away:
+            return
+        self._away = missing
+        if missing:
+            everyone = len(online) + len(missing)
+            here, names = len(online), _named(missing)
+            logger.warning(
+                "the run goes on with %d of %d clients; missing: %s", here, everyone, names
+            )
+        else:
+            logger.info("all %d clients are online", len(online))
 
     def _forget_absent(self, nodes: set[int]) -> None:
         """Let a node that left be asked at once when it returns."""

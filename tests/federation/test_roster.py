@@ -297,3 +297,23 @@ def test_a_tie_is_waited_out_and_ends_with_a_sentence():
         made().online(nodes)
     assert nodes.pulls >= 1
     assert made(partitions=9).online(Nodes({20: 0, 30: 1}, parts={20: 9, 30: 5})) == {0: 20}
+
+
+def test_a_run_that_goes_on_without_clients_names_them_once(caplog):
+    caplog.set_level(logging.INFO, logger="feddgm_flwr")
+    nodes = Nodes({20: 0, 30: 1, 40: 2}, parts=3)
+    known = made()
+    known.online(nodes)
+    assert lines(caplog, logging.WARNING) == []
+    del nodes.identities[20], nodes.identities[40]
+    for _ in range(2):
+        known.online(nodes)
+    assert lines(caplog, logging.WARNING) == ["the run goes on with 1 of 3 clients; missing: 0, 2"]
+    nodes.identities |= {20: 0, 40: 2}
+    known.online(nodes)
+    assert "all 3 clients are online" in lines(caplog, logging.INFO)
+
+
+def test_clients_of_before_a_resume_are_missed(caplog):
+    made(clients=(0, 4)).online(Nodes({30: 4}, parts=0))
+    assert lines(caplog, logging.WARNING) == ["the run goes on with 1 of 2 clients; missing: 0"]
