@@ -22,8 +22,10 @@ from feddgm_flwr.federation.folder import (
 )
 from feddgm_flwr.federation.guard import GuardedGrid
 from feddgm_flwr.federation.keeper import RoundKeeper
+from feddgm_flwr.federation.lock import held
 from feddgm_flwr.federation.log import said_plainly, show_log
 from feddgm_flwr.federation.machine import device_of
+from feddgm_flwr.federation.saving import insist
 from feddgm_flwr.federation.server import Said, add_control, restored, say_hello, server_side
 from feddgm_flwr.monitoring.events import EventLog, LogFollower
 from feddgm_flwr.monitoring.figures import figures
@@ -42,14 +44,15 @@ def main(grid: Grid, context: Context) -> None:
         folder = run_folder(config)
         device = device_of("server.device", config.server.device)
         say_hello(config, folder, device)
-        saved = restored(config, folder)  # before the log, which a refused resume must not touch
         watch = config.watch
-        with (
-            figures(folder.name, watch.metrics_host, watch.metrics_port) as listeners,
-            EventLog(folder, LogFollower(), *listeners, load=partial(gpu_load, device)) as log,
-        ):
-            said = Said(said_keys(context.run_config), str(context.run_id))
-            federate(GuardedGrid(grid), config, folder, saved, device, log, said)
+        with held(folder):
+            saved = restored(config, folder)  # before the log: a refused resume must not touch it
+            with (
+                figures(folder.name, watch.metrics_host, watch.metrics_port) as listeners,
+                EventLog(folder, LogFollower(), *listeners, load=partial(gpu_load, device)) as log,
+            ):
+                said = Said(said_keys(context.run_config), str(context.run_id))
+                federate(GuardedGrid(grid), config, folder, saved, device, log, said)
 
 
 def federate(
@@ -88,5 +91,6 @@ def federate(
         draw_owners(config, spec, keeper.roster.num_partitions, folder)
         add_control(side, log.emit)
         keeper.run(grid)
-        save_models(side.half.shown(keeper.state), folder)
+        models = side.half.shown(keeper.state)
+        insist(partial(save_models, models, folder), "the models", folder)
         draw_results(keeper.results, folder)

@@ -1,5 +1,6 @@
 """Laws of resuming: the uninterrupted run bit for bit, and none but the same run goes on."""
 
+import json
 import logging
 import os
 import re
@@ -97,6 +98,14 @@ def test_a_finished_run_can_grow(one_round, copied, tmp_path):
     how = {"method": "fedavg", "clients": 2, "num_server_rounds": 2}
     grown = run(copied(one_round), resume=True, **how)
     assert grown.numbers() == run(tmp_path / "whole", **how).numbers()
+
+
+def test_a_result_that_a_crash_has_cost_is_written_by_a_resume(one_round, copied):
+    folder = copied(one_round)
+    whole = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    again = run(folder, method="fedavg", clients=2, num_server_rounds=1, resume=True)
+    assert again.result == whole
 
 
 def test_a_finished_run_that_is_resumed_asks_nobody(one_round, copied):

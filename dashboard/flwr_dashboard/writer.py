@@ -35,6 +35,8 @@ Listener = Callable[[Mapping[str, Any]], None]
 class EventFile:
     """Appends lines to a file, from any thread; each is on the disk at once.
 
+    A file that was removed or moved away meanwhile is begun anew.
+
     Raises
     ------
     OSError
@@ -42,15 +44,30 @@ class EventFile:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._lock = path, threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered, so that a line is one write.
-        self._file = path.open("ab", buffering=0)
-        self._torn = _is_cut(path)
-        self._lock = threading.Lock()
+        self._file = self._path.open("ab", buffering=0)
+        self._torn = _is_cut(self._path)
+
+    def _is_gone(self) -> bool:
+        """Whether the path is no longer the open file's: what is written is then lost."""
+        try:
+            there = self._path.stat()
+        except OSError:
+            return True
+        return not os.path.samestat(there, os.fstat(self._file.fileno()))
 
     def append(self, line: str) -> None:
         """Write one line, given without its end."""
         with self._lock:
+            if self._is_gone():
+                gone = self._file
+                self._open()
+                gone.close()
             # Glued to half a line, this one would be lost as well.
             data = (b"\n" if self._torn else b"") + line.encode() + b"\n"
             self._torn = True

@@ -40,7 +40,7 @@ def run_folder(config: RunConfig) -> Path:
             )
         if not config.resume:
             folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".writable", b"")
+        write_atomically(folder / ".writable", b"1")
         (folder / ".writable").unlink()
     except OSError as error:
         raise ValueError(

@@ -8,6 +8,7 @@ need be with the old model.
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import fsum
@@ -39,6 +40,7 @@ from feddgm_flwr.events import Emit, Phase, PhaseEnd, RoundEnd, Scored
 from feddgm_flwr.federation import checkpoint, messages
 from feddgm_flwr.federation.roster import Roster
 from feddgm_flwr.federation.sampling import sampled
+from feddgm_flwr.federation.saving import insist, why
 from feddgm_flwr.federation.scoring import falls_behind
 from feddgm_flwr.federation.screening import NoReplyError, Screened, screen, set_aside
 from feddgm_flwr.federation.telling import Teller
@@ -149,7 +151,7 @@ class RoundKeeper(Strategy):
             widths=config.surrogate.widths,
         )
         self._threads = num_threads
-        self._done_before = state.server_round
+        self._done_before, self._saved = state.server_round, True
         self._round = _Round(0, 0.0, {}, {}, [])
 
     def run(self, grid: Grid) -> None:
@@ -159,10 +161,14 @@ class RoundKeeper(Strategy):
         ------
         NoReplyError
             No round, those before a resume counted in, used a reply.
+        UnsavedError
+            The last round could not be written.
         """
         left = self._config.num_server_rounds - self.state.server_round
         if left < 1:
             logger.info("all %d rounds were done before", self.state.server_round)
+            # A crash may have come between the checkpoint and this.
+            insist(partial(self.results.save, self._out_dir), "result.json", self._out_dir)
         else:
             self.start(
                 WatchedGrid(grid, arrived=self._arrived),
@@ -171,6 +177,8 @@ class RoundKeeper(Strategy):
                 timeout=self._config.rounds.timeout_s,
                 evaluate_fn=self.end_round,
             )
+        if not self._saved:
+            insist(self._save, "the last round", self._out_dir)
         if all(done.kept for done in self.results.rounds):
             raise NoReplyError(
                 f"no round of {len(self.results.rounds)} made a new model, the last because "
@@ -381,7 +389,8 @@ class RoundKeeper(Strategy):
         self._emit(Scored(round=number, **asdict(scores)))
         if server_round == 0:
             self.results.initial = scores
-            self.results.save(self._out_dir)
+            with suppress(OSError):  # round 1 writes it again, and says what is wrong
+                self.results.save(self._out_dir)
         else:
             self._compare_with_mean(scores)
             self._record(scores)
@@ -412,8 +421,7 @@ class RoundKeeper(Strategy):
         )
         self.results.rounds.append(done)
         with phase("save", now.number, self._emit):
-            self.results.save(self._out_dir)
-            self._checkpoint()
+            self._save_or_go_on()
         # Only now: a picture must not cost a round.
         if now.report is not None:
             self._show(now.number, now.report)
@@ -442,7 +450,22 @@ class RoundKeeper(Strategy):
         if said := falls_behind(*reached):
             logger.warning("%s", said)
 
-    def _checkpoint(self) -> None:
+    def _save_or_go_on(self) -> None:
+        """Save the round; a disk that is full or gone costs none, as the next one saves all."""
+        try:
+            self._save()
+        except OSError as error:
+            logger.error(
+                "round %d cannot be written to out-dir %r (%s); make room there: the run goes on "
+                "and holds in memory what it has trained",
+                self._round.number,
+                str(self._out_dir),
+                why(error),
+            )
+
+    def _save(self) -> None:
+        """Write the checkpoint, which comes first, and the result."""
+        self._saved = False
         checkpoint.save(
             self._out_dir,
             checkpoint.Checkpoint(
@@ -456,6 +479,8 @@ class RoundKeeper(Strategy):
                 threads=self._threads,
             ),
         )
+        self.results.save(self._out_dir)
+        self._saved = True
 
     def _left_s(self) -> float:
         spent = [r.seconds for r in self.results.rounds[self._done_before :]]

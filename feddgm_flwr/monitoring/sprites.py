@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 class Sprites:
     """Draws them into a run folder, and tells where they are.
 
+    Where one client's growing images cannot be drawn, no others are tried in that round.
+
     Parameters
     ----------
     images
@@ -39,6 +41,7 @@ class Sprites:
         self._folder, self._emit, self._images = folder, emit, images
         self._room = Room(folder, room_mb)
         self._growing: tuple[int, dict[int, dict[int, Glimpse]]] = (0, {})
+        self._given_up = 0
 
     def draw(self, server_round: int, fresh: SyntheticSet) -> None:
         """Draw a round's images."""
@@ -67,6 +70,8 @@ class Sprites:
 
     def show(self, server_round: int, partition_id: int, seen: Glimpse) -> None:
         """Draw a client's images as they are now below those of before in this round."""
+        if self._given_up == server_round:
+            return
         if self._growing[0] != server_round:
             self._growing = server_round, {}
         moments = self._growing[1].setdefault(partition_id, {})
@@ -74,9 +79,13 @@ class Sprites:
         moments[seen.iteration] = seen
         rows = [moments[i] for i in sorted(moments) if moments[i].labels == seen.labels]
         path = Path("images") / f"growth_{server_round:04d}_{partition_id}.png"
+        # Until this one is written: a full disk is told once a round, not of every client.
+        self._given_up = server_round
         with skipping(str(path)):
             pictures = np.concatenate([row.pictures for row in rows])
-            if not self._room.write(path, sheet(pictures, len(seen.labels))):
+            wrote = self._room.write(path, sheet(pictures, len(seen.labels)))
+            self._given_up = 0
+            if not wrote:
                 return
             self._emit(
                 GrowthWritten(

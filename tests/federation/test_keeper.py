@@ -20,7 +20,7 @@ from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.events import ClientAsked, ClientClipped, RoundEnd, RoundStart, Scored
-from feddgm_flwr.federation import checkpoint
+from feddgm_flwr.federation import checkpoint, saving
 from feddgm_flwr.federation.keeper import RoundKeeper
 from feddgm_flwr.federation.screening import NoReplyError
 from feddgm_flwr.methods.halves import ServerHalf
@@ -172,6 +172,40 @@ def test_a_picture_that_fails_costs_no_round(tmp_path):
     with pytest.raises(OSError, match="no space"):
         Kept(tmp_path, half, show=full, num_server_rounds=1)
     assert checkpoint.load(tmp_path).state.server_round == 1
+
+
+def refusing(monkeypatch, times):
+    """Let the disk refuse the first ``times`` checkpoints."""
+    refused, save = [], checkpoint.save
+
+    def full(folder, saved):
+        if len(refused) < times:
+            refused.append(saved.state.server_round)
+            raise OSError(28, "No space left on device")
+        save(folder, saved)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(saving, "AGAIN_S", 0.0)
+    return refused
+
+
+def test_a_full_disk_costs_no_round_and_the_next_one_saves_all(tmp_path, monkeypatch, caplog):
+    refused = refusing(monkeypatch, times=1)
+    Kept(tmp_path, Half(), num_server_rounds=2)
+    assert refused == [1]
+    assert checkpoint.load(tmp_path).state.server_round == 2
+    saved = json.loads((tmp_path / "result.json").read_text())
+    assert [r["round"] for r in saved["rounds"]] == [1, 2]
+    sentence = f"round 1 cannot be written to out-dir '{tmp_path}' (No space left on device); make"
+    assert sentence in caplog.text
+    assert "cannot be written" not in caplog.text.replace(sentence, "")
+
+
+def test_at_the_end_the_server_insists(tmp_path, monkeypatch):
+    refused = refusing(monkeypatch, times=5)
+    Kept(tmp_path, Half(), num_server_rounds=2)
+    assert refused == [1, 2, 2, 2, 2]
+    assert checkpoint.load(tmp_path).state.server_round == 2
 
 
 def test_a_checkpoint_is_saved_after_every_round(tmp_path):

@@ -81,6 +81,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"], "half a file fills a full disk"
 
 
 def test_the_table_has_a_row_a_round_and_a_column_a_run(tmp_path, capsys):

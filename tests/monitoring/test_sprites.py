@@ -127,6 +127,20 @@ def test_no_sprite_ends_a_run(tmp_path, told, caplog):
     assert "no images/growth_0001_0.png" in caplog.text
 
 
+def test_a_full_disk_is_told_once_a_round_and_growth_goes_on_after_it(tmp_path, told, caplog):
+    sprites = Sprites(tmp_path, told.append, images=9, room_mb=1.0)
+    picture = np.zeros((1, 4, 4, 1), np.uint8)
+    (tmp_path / "images").touch()  # no folder can be made there
+    for client in range(3):
+        sprites.show(1, client, Glimpse(0, (3,), picture))
+    assert caplog.text.count("the run goes on without it") == 1
+    (tmp_path / "images").unlink()
+    sprites.show(1, 3, Glimpse(0, (3,), picture))
+    assert told == []
+    sprites.show(2, 0, Glimpse(0, (3,), picture))
+    assert [(e.round, e.partition_id) for e in told] == [(2, 0)]
+
+
 def test_a_glimpse_takes_an_image_of_each_class_before_a_second():
     labels = torch.tensor([5, 5, 5, 2, 2])
     seen = glimpse(shades([1, 2, 3, 4, 5]), labels, iteration=7, count=3)

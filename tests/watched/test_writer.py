@@ -1,6 +1,7 @@
 """Laws of the writing end: whole lines from any thread, a heartbeat, and an end that is said."""
 
 import json
+import shutil
 import threading
 import time
 import urllib.request
@@ -34,6 +35,34 @@ def test_lines_from_many_threads_stay_whole(tmp_path):
     file.close()
     said = (tmp_path / "new" / "events.jsonl").read_text().splitlines()
     assert sorted(said) == sorted(f"{n}" * 5000 for n in range(8) for _ in range(20))
+
+
+@pytest.mark.parametrize("how", ["removed", "moved away"])
+def test_a_log_that_is_gone_is_begun_anew(how, tmp_path):
+    folder = tmp_path / "run"
+    file = EventFile(folder / "events.jsonl")
+    file.append("first")
+    if how == "removed":
+        shutil.rmtree(folder)
+    else:
+        folder.rename(tmp_path / "elsewhere")
+    file.append("second")
+    file.close()
+    assert (folder / "events.jsonl").read_text() == "second\n"
+
+
+def test_a_log_whose_folder_cannot_be_made_again_says_so_and_goes_on_once_it_can(tmp_path):
+    folder = tmp_path / "run"
+    file = EventFile(folder / "events.jsonl")
+    shutil.rmtree(folder)
+    folder.touch()
+    for _ in range(2):
+        with pytest.raises(FileExistsError):
+            file.append("lost")
+    folder.unlink()
+    file.append("kept")
+    file.close()
+    assert (folder / "events.jsonl").read_text() == "kept\n"
 
 
 def test_a_run_beats_and_says_how_it_ended(tmp_path):
