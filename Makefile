@@ -11,7 +11,7 @@ export LC_ALL := C.UTF-8
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick check format clean
+.PHONY: help install demo test test-quick test-deploy check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,8 +21,12 @@ install: $(VENV)/.installed ## Install what a run needs into .venv (pip install 
 demo: $(VENV)/.installed ## FedDGM against FedAvg on real, very skewed digits, with pictures
 	PATH="$(abspath $(BIN)):$$PATH" bash deploy/demo.sh "$(abspath $(DEMO))"
 
-test: $(VENV)/.installed-dev ## Every test, with a real simulation and a deployment over gRPC
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev ## Every test but the drills, with a real simulation and a deployment over gRPC
+	$(BIN)/python -m pytest -m "not deploy"
+
+# One after the other, as each starts a dozen processes.
+test-deploy: $(VENV)/.installed-dev ## Fault drills and refusals on a real deployment (docs/deploy.md)
+	$(BIN)/python -m pytest -m deploy -o addopts=--strict-markers --durations=0
 
 # Without the type checks of `make test`, which take a third of the time.
 test-quick: $(VENV)/.installed-dev ## The unit tests, in a minute on 2 cores

@@ -11,7 +11,10 @@ GUIDE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 
 
 def test_every_file_that_the_guide_names_is_there():
-    named = {*re.findall(r"\bdeploy/[\w./-]*\w", GUIDE), *re.findall(r"\bconf/\w+\.toml", GUIDE)}
+    named = {
+        *re.findall(r"(?<!/)\b(?:tests/)?deploy/[\w./-]*\w", GUIDE),
+        *re.findall(r"\bconf/\w+\.toml", GUIDE),
+    }
     named -= {"conf/x.toml"}
     assert {"deploy/server.sh", "deploy/submit.sh", "deploy/compose.yaml"} <= named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
@@ -51,3 +54,11 @@ def test_every_variable_is_read_by_something():
     named = set(re.findall(r"\bFEDDGM_\w+", GUIDE))
     assert named
     assert [name for name in sorted(named) if name not in kit] == []
+
+
+def test_every_drill_has_a_row_and_every_row_a_drill():
+    source = (ROOT / "tests" / "deploy" / "test_drills.py").read_text()
+    drills = re.findall(r"^def (test_\w+)", source, re.M)
+    rows = re.findall(r"\| `\.\.\.(\w+?)(?:\.\.\.)?` \|$", GUIDE, re.M)
+    assert len(rows) == len(drills)
+    assert all(sum(row in drill for drill in drills) == 1 for row in rows)
