@@ -139,6 +139,12 @@ class RunConfig(Settings):
             )
 
     @property
+    def min_replies(self) -> int:
+        """Usable replies that a round needs: where only means are distilled, one is no mean."""
+        only_means = self.makes_images and self.distill.of == "aggregate"
+        return max(self.rounds.min_replies, 2 if only_means else 1)
+
+    @property
     def starts_from_prior(self) -> bool:
         """Whether the first models are trained on samples of the prior."""
         if self.start.weights == "method":

@@ -238,7 +238,7 @@ class DistillProgress(Event):
     """A client's images are one iteration further; on disk at most one a client a second."""
 
     partition_id: int
-    """Whose update is being distilled."""
+    """Whose update is being distilled; below 0 it is the mean of all clients' (`distill.of`)."""
     iteration: int
     """Iterations done."""
     iterations: int
@@ -254,7 +254,7 @@ class Distilled(Event):
     """A client's update has become images."""
 
     partition_id: int
-    """Whose update it was."""
+    """Whose update it was; below 0 the mean of all clients'."""
     classes: tuple[int, ...]
     """Labels of the classes that its images show."""
     num_images: int
@@ -380,7 +380,7 @@ class GrowthWritten(Event):
     side: int
     """Pixels of a cell, each way."""
     partition_id: int
-    """Whose update is being distilled."""
+    """Whose update is being distilled; below 0 it is the mean of all clients' (`distill.of`)."""
     labels: tuple[int, ...]
     """Class of each column."""
     iterations: tuple[int, ...]

@@ -159,7 +159,7 @@ def _shown(
         return None
     owner, label = key
     link = ask.link("images", client=owner, label=label)
-    said = f"client {owner}, class {class_name(run, label)}, round {here[0].round}"
+    said = f"{words.whose(owner)}, class {class_name(run, label)}, round {here[0].round}"
     if there and len(sheets) > 1:
         return Shown(sheets[0].name, here[0], said, len(here), link, sheets[1].name, there[0])
     return Shown(sheets[0].name, here[0], said, len(here), link)
@@ -184,7 +184,7 @@ def strip(run: Run, owner: str, label: int, drawn: Sequence[Cells]) -> Strip:
     """Return one client's first image of a class in each of some rounds that have it."""
     first = [here[owner, label][0] for here in drawn if (owner, label) in here]
     frames = [Shown(f"s{cell.round}", cell, f"round {cell.round}") for cell in first]
-    return Strip(f"client {words.client_name(owner)}, class {class_name(run, label)}", frames)
+    return Strip(f"{words.whose(owner)}, class {class_name(run, label)}", frames)
 
 
 def _sheets(run: Run, run_id: str, numbers: Sequence[int]) -> list[Sheet]:
@@ -213,7 +213,7 @@ def detail(run: Run, ask: Ask) -> Detail | None:
         said.append(f"the client's matching loss {loss}")
     growth, grown = _growth(run, ask, run.rounds[number])
     return Detail(
-        f"Client {words.client_name(ask.client)}, class {class_name(run, label)}",
+        f"{words.whose(ask.client).capitalize()}, class {class_name(run, label)}",
         said,
         [Shown(f"s{number}", cell, f"image {i + 1}") for i, cell in enumerate(found)],
         strip(run, ask.client, label, [cells(run.rounds[n]) for n in numbers]),
@@ -242,7 +242,7 @@ def growing(run: Run, ask: Ask) -> tuple[int, str, list[Growing], list[Sheet]]:
         return 0, "", [], []
     this, found, sheets = run.rounds[wanted[0]], [], []
     for index, owner in enumerate(sorted(this.growth, key=order)[:MAX_GROWING]):
-        grown = this.growth[owner]
+        grown, whose = this.growth[owner], words.whose(owner)
         films = [
             (
                 class_name(run, label),
@@ -250,7 +250,7 @@ def growing(run: Run, ask: Ask) -> tuple[int, str, list[Growing], list[Sheet]]:
                     Shown(
                         f"g{index}",
                         _grown_cell(this.number, grown, row, column),
-                        f"client {owner}, class {class_name(run, label)}, iteration {iteration}",
+                        f"{whose}, class {class_name(run, label)}, iteration {iteration}",
                     )
                     for row, iteration in enumerate(grown.iterations)
                 ],
@@ -258,7 +258,7 @@ def growing(run: Run, ask: Ask) -> tuple[int, str, list[Growing], list[Sheet]]:
             for column, label in enumerate(grown.labels[:MAX_FILMS])
         ]
         link = ask.link("images", client=owner, label=-1)
-        found.append(Growing(f"client {words.client_name(owner)}", link, films))
+        found.append(Growing(whose, link, films))
         sheets.append(_growth_sheet(f"g{index}", ask.id, this, owner, grown))
     moments = max((g.iterations for g in this.growth.values()), key=len)
     return this.number, ", ".join(map(str, moments)), found, sheets

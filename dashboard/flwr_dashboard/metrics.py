@@ -57,7 +57,7 @@ def samples(run: Run, stands: Standing) -> Iterator[tuple[str, float | None, dic
     yield from _each("loss", "model", scored[-1].loss if scored else {})
     yield from _each("control_accuracy", "model", run.control)
     yield "clients_online", run.online, {}
-    yield from _each("clients", "state", Counter(c.state for c in run.clients.values()))
+    yield from _each("clients", "state", Counter(c.state for c in run.clients.values() if c.is_one))
     ended = (p.outcome for r in run.rounds.values() for p in r.parts.values())
     yield from _each("replies_total", "outcome", Counter(o for o in ended if o != "asked"))
     up, down = sum(r.bytes_up for r in done), sum(r.bytes_down for r in done)

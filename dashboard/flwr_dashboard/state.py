@@ -68,6 +68,11 @@ class Client:
     node: str = ""
     last_round: int = 0
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it is a client and not an aggregate, whose id is below 0."""
+        return not self.name.startswith("-")
+
 
 @dataclass(frozen=True, slots=True)
 class Sprite:

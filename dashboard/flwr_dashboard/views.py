@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from flwr_dashboard import svg, words
 from flwr_dashboard.ask import Ask
@@ -93,7 +94,11 @@ def tiles(run: Run, stands: Standing, now: float) -> list[Tile]:
             words.points(over),
             f"which gives {words.percent(control)}" if control is not None else "no control",
         ),
-        Tile("clients", f"{run.online or len(run.clients)}", "online" if run.online else "seen"),
+        Tile(
+            "clients",
+            f"{run.online or sum(c.is_one for c in run.clients.values())}",
+            "online" if run.online else "seen",
+        ),
         Tile(
             "set aside",
             f"{aside}",
@@ -296,7 +301,7 @@ def squares(clients: Iterable[Client], ask: Ask) -> list[Square]:
 def tally(run: Run) -> list[tuple[str, str, int]]:
     """Return how many clients are in which state: state, words, count."""
     counts = dict.fromkeys(GLYPHS, 0)
-    for client in run.clients.values():
+    for client in filter(attrgetter("is_one"), run.clients.values()):
         counts[client.state] += 1
     return [(state, GLYPHS[state][1], n) for state, n in counts.items() if n]
 

@@ -110,7 +110,14 @@ def ago(seconds: float) -> str:
 
 def client_name(client: str) -> str:
     """Return a client's short name: a partition id as it is, the end of a node's long number."""
+    if client.startswith("-"):
+        return "all"
     return client if len(client) <= 6 else "…" + client[-5:]
+
+
+def whose(client: str) -> str:
+    """Return a client in words, or what stands for all: an aggregate's id is below 0."""
+    return "all clients" if client.startswith("-") else f"client {client_name(client)}"
 
 
 def sentence(record: Record) -> str:
@@ -131,7 +138,7 @@ def _nested(value: object) -> bool:
 def _who(record: Record) -> str:
     if record.get("partition_id") is None:
         return "a stray reply"
-    return f"client {client_name(clean(record['partition_id']))}"
+    return whose(clean(record["partition_id"]))
 
 
 def _scores(record: Record) -> str:

@@ -23,7 +23,7 @@ from feddgm_flwr.core.lessons import Lessons
 from feddgm_flwr.core.models import HEAD, SURROGATE
 from feddgm_flwr.core.ownership import decay_bound, mean_of_owners, owned_classes
 from feddgm_flwr.core.params import Params, blend
-from feddgm_flwr.core.robust import Mean
+from feddgm_flwr.core.robust import Mean, aggregate
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.start import IMAGES_PER_CLASS, prior_set
 from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
@@ -78,6 +78,9 @@ def apply_round(
     """Run steps 3 to 5 for the round after ``state.server_round``."""
     server_round = state.server_round + 1
     updates = sorted(updates, key=attrgetter("partition_id"))
+    if shop.bench.config.of == "aggregate":
+        # Here the single replies end: all below knows their mean alone.
+        updates = aggregates(state, updates, shop.mean)
 
     # Step 3: each client's trajectory becomes latents, wherever the engine runs them.
     with phase("distill", server_round, emit):
@@ -121,11 +124,27 @@ def apply_round(
     )
 
 
+def aggregates(
+    state: ServerState, updates: Sequence[ClientUpdate], mean: Mean
+) -> list[ClientUpdate]:
+    """Return each surrogate's replies as one: as if a single client had all their images.
+
+    A reply without another of its surrogate is left out, for its mean would be itself.
+    """
+    own = {name: [u for u in updates if u.surrogate == name] for name in state.surrogates}
+    return [
+        aggregate(own[name], sent, mean, partition_id=-index)
+        for index, (name, sent) in enumerate(state.surrogates.items(), start=1)
+        if len(own[name]) > 1
+    ]
+
+
 def distill_job(update: ClientUpdate, state: ServerState, shop: Workshop) -> DistillJob:
     """Return what distillation needs of one client's reply."""
     config, sent = shop.bench.config, state.surrogates[update.surrogate]
     old = state.latents.get(update.partition_id)
-    if config.classes == "all":
+    if config.classes == "all" or (config.of == "aggregate" and update.label_counts is None):
+        # A mean proves nothing: a class's owners raise its row, and all others press it down.
         classes = set(range(shop.bench.num_classes))
     else:
         shrink = decay_bound(shop.client, update.num_examples)

@@ -74,6 +74,35 @@ class Mean:
                 return weighted_mean(short, weights)
 
 
+def aggregate(
+    updates: Sequence[ClientUpdate], start: Params, mean: Mean, *, partition_id: int
+) -> ClientUpdate:
+    """Return the replies of one surrogate's clients as one reply, of all their examples.
+
+    Of label counts there is a sum where every client shares them; a method's additions have none.
+
+    Parameters
+    ----------
+    start
+        What the clients were sent.
+    partition_id
+        The aggregate's; below 0, as it is no client's.
+    """
+    examples = [u.num_examples for u in updates]
+    counts = [u.label_counts for u in updates if u.label_counts is not None]
+    passed = zip(*(u.checkpoints for u in updates), strict=True)
+    return ClientUpdate(
+        partition_id=partition_id,
+        params=mean.of(updates, start),
+        num_examples=sum(examples),
+        label_counts=(
+            tuple(map(sum, zip(*counts, strict=True))) if len(counts) == len(updates) else None
+        ),
+        checkpoints=tuple(mean(there, examples, start) for there in passed),
+        surrogate=updates[0].surrogate,
+    )
+
+
 def _without_ends(replies: Sequence[Params], cut: int) -> Params:
     """Return each entry's mean without its ``cut`` smallest and largest values."""
 

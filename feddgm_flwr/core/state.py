@@ -37,7 +37,7 @@ class ClientUpdate:
     Attributes
     ----------
     partition_id
-        The client's stable identity.
+        The client's stable identity; below 0 it is no client's but an aggregate's.
     params
         Its surrogate after local training.
     num_examples

@@ -58,7 +58,8 @@ class SyntheticSet:
     weights
         Importance of each image in training; mean 1 over a whole set.
     owner
-        Partition id of the client an image was distilled for; -1 for the prior's own.
+        Partition id of the client an image was distilled for; below 0 it is no client's: the
+        prior's own, or an aggregate's.
     """
 
     images: Float[Tensor, "n c h w"]

@@ -308,11 +308,13 @@ class RoundKeeper(Strategy):
 
     def _too_few(self, accepted: int) -> str:
         """Return why so many replies are not enough, or ""."""
-        wanted = self._config.rounds.min_replies
+        wanted = self._config.min_replies
         if accepted >= wanted:
             return ""
         if not accepted:
             return "no reply could be used"
+        if wanted > self._config.rounds.min_replies:
+            return "distill.of = 'aggregate' needs 2 usable replies, got 1, whose mean it would be"
         return f"rounds.min-replies = {wanted} replies must be usable, got {accepted}"
 
     def _advance(self, updates: Sequence[ClientUpdate]) -> None:

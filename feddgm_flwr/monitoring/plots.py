@@ -120,6 +120,11 @@ def draw_round(
     return folder / f"{stem}.png"
 
 
+def owner_name(owner: int) -> str:
+    """Return whose images they are, in words; an aggregate's are all clients'."""
+    return f"client {owner}" if owner >= 0 else "all clients"
+
+
 def draw_grid(images: SyntheticSet, classes: Sequence[str], path: Path, *, title: str) -> None:
     """Draw distilled images, a row a client and a column a class."""
     owners, labels = images.owner.numpy(), images.targets.argmax(1).numpy()
@@ -145,7 +150,7 @@ def draw_grid(images: SyntheticSet, classes: Sequence[str], path: Path, *, title
     }
     draw_table(
         chosen,
-        [f"client {owner}" for owner in rows],
+        [owner_name(owner) for owner in rows],
         [classes[label] for label in columns],
         path,
         title=title + told,
@@ -168,7 +173,7 @@ def draw_over_rounds(folder: Path, classes: Sequence[str], path: Path) -> None:
             )
             if len(found):
                 cells[row, column] = [saved_round["images"][found[0]]]
-    names = [f"client {owner}: {classes[label]}" for owner, label in pairs]
+    names = [f"{owner_name(owner)}: {classes[label]}" for owner, label in pairs]
     columns = [str(number) for number, arrays in read if arrays]
     title = "Distilled images, round by round"
     draw_table(cells, names, columns, path, title=title, across=1)

@@ -13,6 +13,12 @@ class DistillConfig(Settings):
 
     section: ClassVar[str] = "distill"
 
+    of: Literal["clients", "aggregate"] = setting(
+        "clients",
+        "Whose updates become images: each client's own, or the mean of the replies alone "
+        "(`server.aggregate` says which mean), so that no single client's update is inverted, nor "
+        "anything else made of it; one set of images then stands for all (docs/privacy.md).",
+    )
     images_per_class: int = setting(
         3, "Synthetic images of each distilled class of a client (ipc).", ge=1, paper=10
     )
