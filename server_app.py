@@ -22,6 +22,7 @@ from feddgm_flwr.federation.folder import (
 )
 from feddgm_flwr.federation.guard import GuardedGrid
 from feddgm_flwr.federation.keeper import RoundKeeper
+from feddgm_flwr.federation.ledger import Ledger
 from feddgm_flwr.federation.lock import held
 from feddgm_flwr.federation.log import said_plainly, show_log
 from feddgm_flwr.federation.machine import device_of
@@ -47,12 +48,13 @@ def main(grid: Grid, context: Context) -> None:
         watch = config.watch
         with held(folder):
             saved = restored(config, folder)  # before the log: a refused resume must not touch it
+            ledger = Ledger(config, folder) if config.privacy.on else None  # likewise
             with (
                 figures(folder.name, watch.metrics_host, watch.metrics_port) as listeners,
                 EventLog(folder, LogFollower(), *listeners, load=partial(gpu_load, device)) as log,
             ):
                 said = Said(said_keys(context.run_config), str(context.run_id))
-                federate(GuardedGrid(grid), config, folder, saved, device, log, said)
+                federate(GuardedGrid(grid), config, folder, saved, device, log, said, ledger)
 
 
 def federate(
@@ -63,6 +65,7 @@ def federate(
     device: torch.device,
     log: EventLog,
     said: Said,
+    ledger: Ledger | None,
 ) -> None:
     """Put the parts together, do the rounds, save what came of them."""
     spec = spec_of(config.data)
@@ -86,6 +89,7 @@ def federate(
             score=side.scorer,
             show=draw_round(folder, spec, log.emit, sprites),
             judge=side.judge,
+            ledger=ledger,
         )
         keeper.meet(grid)
         draw_owners(config, spec, keeper.roster.num_partitions, folder)

@@ -20,6 +20,7 @@ from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.learning import GlobalModelConfig, StartConfig, UnionConfig
 from feddgm_flwr.core.local import ClientConfig
 from feddgm_flwr.core.models import SurrogateConfig
+from feddgm_flwr.core.private import PrivacyConfig
 from feddgm_flwr.core.settings import (
     About,
     Scalar,
@@ -99,6 +100,7 @@ class RunConfig(Settings):
     )
     data: DataConfig = field(default_factory=DataConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     start: StartConfig = field(default_factory=StartConfig)
@@ -136,6 +138,35 @@ class RunConfig(Settings):
             raise ValueError(
                 f"client.loss must be {ClientConfig.loss!r} under method = {self.method!r}, whose "
                 f"clients have a loss of its own, got {loss!r}; change one of the two with -c"
+            )
+
+        if self.privacy.on:
+            self._check_private()
+
+    def _check_private(self) -> None:
+        """Check that clients send nothing but what noise covers."""
+        noise = f"privacy.noise-multiplier = {self.privacy.noise_multiplier:g}"
+        if not methods.trains_plainly(self.method):
+            able = ", ".join(filter(methods.trains_plainly, methods.names()))
+            raise ValueError(
+                f"{noise} needs a method whose clients train plainly and send parameters alone "
+                f"({able}), got {self.method!r}; change one of the two with -c"
+            )
+        bare = {
+            "client.share-label-counts": self.client.share_label_counts,
+            "client.compile": self.client.compile,
+            "rounds.federated-evaluation": self.rounds.federated_evaluation,
+        }
+        for key in (key for key, value in bare.items() if value):
+            raise ValueError(
+                f"{key} must be false under {noise}, which covers the parameters that clients "
+                "send and nothing beside, got True; change one of the two with -c"
+            )
+        if self.client.loss != ClientConfig.loss:
+            raise ValueError(
+                f"client.loss must be {ClientConfig.loss!r} under {noise}, as the numbers of a "
+                f"client's labels have no noise, got {self.client.loss!r}; change one of the two "
+                "with -c"
             )
 
     @property

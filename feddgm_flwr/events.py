@@ -234,6 +234,20 @@ class ClientRejected(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivacySpent(Event):
+    """What differential privacy of clients' images has spent in all rounds so far."""
+
+    epsilon: float
+    """The largest of the clients'; null where it is beyond every number."""
+    delta: float
+    """Probability at which it holds."""
+    clients: Mapping[str, float]
+    """Partition id -> epsilon of that client's images, where it has said how many it has."""
+    unknown: int
+    """Clients that were asked and have not said; `epsilon` knows nothing of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillProgress(Event):
     """A client's images are one iteration further; on disk at most one a client a second."""
 

@@ -213,6 +213,10 @@ _SENTENCES: Mapping[str, Callable[[Record], str]] = {
     ),
     "client-scored": lambda r: f"{_who(r)} scores {percent(number(r, 'accuracy'))}",
     "clients-online": _online,
+    "privacy-spent": lambda r: (
+        f"clients have spent at most epsilon {decimal(number(r, 'epsilon'))} at delta "
+        f"{number(r, 'delta')}"
+    ),
     "distill-progress": lambda r: (
         f"{_who(r)} distils, iteration {whole(r, 'iteration')} of {whole(r, 'iterations')}, "
         f"loss {decimal(number(r, 'loss'))}"

@@ -95,7 +95,7 @@ class Walk:
     steps
         Gradient steps made.
     loss
-        Mean loss of the last epoch.
+        Mean loss of the last epoch; None where it must not be told.
     made
         What a method made instead of, or beside, the parameters.
     model
@@ -105,7 +105,7 @@ class Walk:
     params: Params
     checkpoints: tuple[Params, ...]
     steps: int
-    loss: float
+    loss: float | None
     made: Extra = field(default_factory=Extra)
     model: nn.Module | None = field(default=None, compare=False, repr=False)
 

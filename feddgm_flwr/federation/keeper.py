@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import fsum
 from pathlib import Path
+from typing import Any
 
 from flwr.app import (
     ArrayRecord,
@@ -36,8 +37,9 @@ from feddgm_flwr.core.robust import within_limits, within_median
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import ClientUpdate, DistillReport, RoundReport, ServerState
 from feddgm_flwr.core.telling import phase
-from feddgm_flwr.events import Emit, Phase, PhaseEnd, RoundEnd, Scored
+from feddgm_flwr.events import Emit, Phase, PhaseEnd, PrivacySpent, RoundEnd, Scored
 from feddgm_flwr.federation import checkpoint, messages
+from feddgm_flwr.federation.ledger import Ledger
 from feddgm_flwr.federation.roster import Roster
 from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.federation.saving import insist, why
@@ -68,6 +70,7 @@ class _Round:
     screened: Screened | None = None
     updates: list[ClientUpdate] = field(default_factory=list)
     report: RoundReport | None = None
+    spent: PrivacySpent | None = None
     kept: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
@@ -114,6 +117,8 @@ class RoundKeeper(Strategy):
         Draws a round's distilled images.
     judge
         Measures how real they look; None where there is nothing to judge by.
+    ledger
+        What clients have spent of their privacy; None where they add no noise.
     """
 
     def __init__(
@@ -134,13 +139,14 @@ class RoundKeeper(Strategy):
         score: Score,
         show: Show,
         judge: Judge | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._config, self._half, self._num_classes = config, half, num_classes
         self.state, self.results, self._prior = state, results, prior
         self._out_dir, self._emit, self._score, self._show = out_dir, emit, score, show
         self._tell = Teller(emit)
         self._tell.round = state.server_round
-        self._judge = judge
+        self._judge, self._ledger = judge, ledger
         self.roster = Roster(
             min_clients=config.rounds.min_clients,
             wait_s=config.rounds.node_wait_s,
@@ -232,6 +238,8 @@ class RoundKeeper(Strategy):
         self._round = _Round(number, began, nodes, surrogates, [])
         self.results.header["clients"] = max(self.results.header["clients"], len(online))
         self._tell.chosen(chosen, online=len(online), rounds=self._config.num_server_rounds)
+        if self._ledger is not None:
+            self._ledger.asked(chosen)
         return self._ask(
             "clients",
             MessageType.TRAIN,
@@ -294,6 +302,7 @@ class RoundKeeper(Strategy):
         expected = {p: self._expected(name) for p, name in now.surrogates.items()}
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
         self._tell.judged(now.screened, self.state.surrogates)
+        self._count_privacy(now.screened.updates)
         now.kept = self._too_few(len(now.screened.accepted))
         limits = self._config.server.limits
         now.updates, cuts = within_limits(now.screened.updates, self.state.surrogates, limits)
@@ -305,6 +314,21 @@ class RoundKeeper(Strategy):
             self.state = replace(self.state, server_round=now.number)
         metrics = MetricRecord({"clients": len(now.screened.accepted)})
         return messages.to_record(self.state.surrogate), metrics
+
+    def _count_privacy(self, updates: Sequence[ClientUpdate]) -> None:
+        """Tell what clients have spent, whatever becomes of their replies."""
+        if self._ledger is None:
+            return
+        self._ledger.heard({u.partition_id: u.num_examples for u in updates})
+        self._round.spent = self._ledger.spent(self._round.number)
+        self._emit(self._round.spent)
+        if fewest := self._ledger.too_large_delta():
+            logger.warning(
+                "privacy.delta = %g is no less than one over the %d images of a client, so that "
+                "publishing one of them whole would be within the guarantee; make it smaller",
+                self._config.privacy.delta,
+                fewest,
+            )
 
     def _too_few(self, accepted: int) -> str:
         """Return why so many replies are not enough, or ""."""
@@ -419,6 +443,7 @@ class RoundKeeper(Strategy):
             federated=now.federated,
             distilled=[figures(report) for report in reports],
             fidelity=self._fidelity(),
+            privacy=None if now.spent is None else spending(now.spent),
             kept=now.kept,
         )
         self.results.rounds.append(done)
@@ -427,8 +452,9 @@ class RoundKeeper(Strategy):
         # Only now: a picture must not cost a round.
         if now.report is not None:
             self._show(now.number, now.report)
-        # How each client was distilled has events of its own.
-        told = {name: value for name, value in asdict(done).items() if name != "distilled"}
+        # How each client was distilled, and what it has spent, have events of their own.
+        own = ("distilled", "privacy")
+        told = {name: value for name, value in asdict(done).items() if name not in own}
         self._emit(RoundEnd(**told, eta_s=self._left_s()))
 
     def _fidelity(self) -> dict[str, float] | None:
@@ -488,6 +514,11 @@ class RoundKeeper(Strategy):
         spent = [r.seconds for r in self.results.rounds[self._done_before :]]
         left = self._config.num_server_rounds - self.state.server_round
         return left * sum(spent) / len(spent)
+
+
+def spending(spent: PrivacySpent) -> dict[str, Any]:
+    """Return what clients have spent, as ``result.json`` has it."""
+    return {name: value for name, value in asdict(spent).items() if name != "round"}
 
 
 def figures(report: DistillReport) -> dict[str, Scalar]:

@@ -144,19 +144,20 @@ def read_task(message: Message) -> Task:
     return Task(params, _int(server_round), _read_extra(message.content))
 
 
-def reply_content(update: ClientUpdate, *, train_loss: float, seconds: float) -> RecordDict:
+def reply_content(update: ClientUpdate, *, train_loss: float | None, seconds: float) -> RecordDict:
     """Return a client's reply.
 
-    Label counts, checkpoints and a method's addition travel only where ``update`` holds them.
+    The loss, label counts, checkpoints and a method's addition travel only where there are any.
     """
     metrics = MetricRecord(
         {
             NUM_EXAMPLES: update.num_examples,
             PARTITION_ID: update.partition_id,
-            TRAIN_LOSS: train_loss,
             SECONDS: seconds,
         }
     )
+    if train_loss is not None:
+        metrics[TRAIN_LOSS] = train_loss
     if update.label_counts is not None:
         metrics[LABEL_COUNTS] = list(update.label_counts)
     content = RecordDict({ARRAYS: to_record(update.params), METRICS: metrics})

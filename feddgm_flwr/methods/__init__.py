@@ -60,6 +60,11 @@ def takes_mean(name: str) -> bool:
     return bool(registered(name).takes_mean)
 
 
+def trains_plainly(name: str) -> bool:
+    """Whether clients of the method called ``name`` do as under FedAvg, and send no more."""
+    return bool(registered(name).trains_plainly)
+
+
 def has_own_loss(name: str) -> bool:
     """Whether clients of the method called ``name`` descend a loss of its own."""
     return bool(registered(name).own_loss)

@@ -14,8 +14,9 @@ from feddgm_flwr.compiler import need_compiler
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.augment import fitting
 from feddgm_flwr.core.images import ImageSet, ImageSpec
-from feddgm_flwr.core.local import Task, Walk
+from feddgm_flwr.core.local import Task, Walk, Walker
 from feddgm_flwr.core.models import ConvNet, build_surrogate
+from feddgm_flwr.core.private import PrivateWalk
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.methods.halves import ClientHalf, method_of
@@ -56,6 +57,11 @@ class Client:
         return method_of(self.config.method).client(self.config)
 
     @property
+    def walker(self) -> Walker:
+        """How it trains: as its method says, or with noise of its own."""
+        return PrivateWalk(self.config.privacy) if self.config.privacy.on else self.half.walk
+
+    @property
     def surrogate(self) -> str:
         """Name of the surrogate that it trains."""
         return self.config.surrogate.name_for(self.partition_id, self.said_width)
@@ -72,7 +78,7 @@ class Client:
         """Train the surrogate on ``data`` by the method's rule, or do what it does instead."""
         config, spec = self.config, self.spec
         task = task.to(self.device)  # so that no step of training has to move anything
-        return self.half.walk(
+        return self.walker(
             self.network(),
             data,
             task,

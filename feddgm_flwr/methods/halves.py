@@ -148,6 +148,11 @@ class Method:
     own_loss: bool = False
     samples_prior: Callable[[RunConfig], bool] = _none
 
+    @property
+    def trains_plainly(self) -> bool:
+        """Whether its clients do as under FedAvg, and send no more."""
+        return self.client is _same_for_all
+
 
 def method_of(name: str) -> Method:
     """Return the method called ``name``; the config has checked that there is one."""

@@ -25,6 +25,7 @@ from feddgm_flwr.events import (
     Emit,
     Event,
     Heartbeat,
+    PrivacySpent,
     RoundEnd,
     RoundStart,
     RunEnd,
@@ -183,9 +184,18 @@ def _(e: ClientDisbelieved) -> str:
 
 
 @sentence.register
+def _(e: PrivacySpent) -> str:
+    rest = f"; {e.unknown} asked clients have not said how many images they have" * (e.unknown > 0)
+    return (
+        f"privacy so far: epsilon at most {_number(e.epsilon)} at delta {e.delta:g}, for one image "
+        f"of a client{rest}"
+    )
+
+
+@sentence.register
 def _(e: DistillProgress) -> str:
     return (
-        f"distilling client {e.partition_id}: iteration {e.iteration} of {e.iterations}, "
+        f"distilling {_whose(e.partition_id)}: iteration {e.iteration} of {e.iterations}, "
         f"matching loss {_number(e.loss)}{_left(e.eta_s)}"
     )
 
@@ -193,7 +203,7 @@ def _(e: DistillProgress) -> str:
 @sentence.register
 def _(e: Distilled) -> str:
     line = (
-        f"distilled client {e.partition_id}: {e.num_images} images of {len(e.classes)} classes, "
+        f"distilled {_whose(e.partition_id)}: {e.num_images} images of {len(e.classes)} classes, "
         f"matching loss {_number(e.first_loss)} -> {_number(e.last_loss)} in {e.seconds:.1f} s"
     )
     stopped = f" ({e.stopped})" if e.stopped else ""
@@ -241,6 +251,10 @@ def _(e: RunEnd) -> str:
     if e.status == "completed":
         return "the run is complete"
     return f"the run {'was stopped' if e.status == 'stopped' else 'failed'}: {e.reason}"
+
+
+def _whose(partition_id: int) -> str:
+    return f"client {partition_id}" if partition_id >= 0 else "the mean of all clients"
 
 
 def _left(seconds: float) -> str:

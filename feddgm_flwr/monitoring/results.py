@@ -53,6 +53,8 @@ class RoundResult:
         How each client's distillation went (``core.state.DistillReport``).
     fidelity
         What the judge says of the round's images (``core.fidelity``), where there is one.
+    privacy
+        What clients have spent so far, where they add noise: ``epsilon``, ``delta``, ``clients``.
     kept
         Why the old model was kept, or "".
     """
@@ -68,6 +70,7 @@ class RoundResult:
     distilled: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     fidelity: dict[str, float] | None = None
+    privacy: dict[str, Any] | None = None
     kept: str = ""
 
 

@@ -1,0 +1,84 @@
+"""What clients have spent of their privacy, on the disk before they are asked for more.
+
+A client that was asked may have answered, whatever became of the round: a run that stops within one
+and goes on asks again, and both count. So the ledger is a file of its own, written before the
+messages go out, and not a part of the checkpoint, which a round leaves only when it is over.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.accounting import Account, epsilon_of, need_accountant
+from feddgm_flwr.events import PrivacySpent
+from feddgm_flwr.files import write_atomically
+
+FILE = "privacy.json"
+
+
+class Ledger:
+    """Each client's account, by partition id.
+
+    Raises
+    ------
+    ValueError
+        The accountant is not installed, or the file of a resumed run is missing or damaged.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        need_accountant()
+        self._privacy, self._client = config.privacy, config.client
+        self._path = folder / FILE
+        self.accounts: dict[int, Account] = read(self._path) if config.resume else {}
+
+    def asked(self, clients: Sequence[int]) -> None:
+        """Note who is about to be asked to train."""
+        self.accounts |= {c: self.accounts.get(c, Account()).asked() for c in clients}
+        self._write()
+
+    def heard(self, num_examples: Mapping[int, int]) -> None:
+        """Note on how many images each client says it has trained."""
+        self.accounts |= {c: self.accounts[c].heard(n) for c, n in num_examples.items()}
+        self._write()
+
+    def spent(self, server_round: int) -> PrivacySpent:
+        """Return each client's epsilon so far, of those that ever said how many images they have."""
+        known = {c: a for c, a in sorted(self.accounts.items()) if a.fewest}
+        each = {str(c): epsilon_of(a, self._privacy, self._client) for c, a in known.items()}
+        return PrivacySpent(
+            round=server_round,
+            epsilon=max(each.values(), default=0.0),
+            delta=self._privacy.delta,
+            clients=each,
+            unknown=len(self.accounts) - len(known),
+        )
+
+    def too_large_delta(self) -> int:
+        """Return the fewest images of a client where delta is too large for them, else 0."""
+        fewest = min((a.fewest for a in self.accounts.values() if a.fewest), default=0)
+        return fewest if self._privacy.delta * fewest >= 1 else 0
+
+    def _write(self) -> None:
+        plain = {str(c): asdict(a) for c, a in sorted(self.accounts.items())}
+        write_atomically(self._path, json.dumps(plain, indent=1).encode())
+
+
+def read(path: Path) -> dict[int, Account]:
+    """Return the accounts of a run that goes on.
+
+    Raises
+    ------
+    ValueError
+        They are missing or damaged.
+    """
+    try:
+        plain = json.loads(path.read_text())
+        return {int(c): Account(**a) for c, a in plain.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"resume = true under privacy.noise-multiplier needs {FILE} in out-dir, which says "
+            f"what clients have spent, got {type(error).__name__} of {str(path)!r}; restore it "
+            "from a copy, or start a new run in another out-dir"
+        ) from error
