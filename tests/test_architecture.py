@@ -26,6 +26,7 @@ FORBIDDEN_ON_A_DEVICE = {
     *("feddgm_flwr.federation.roster", "feddgm_flwr.federation.flower_strategies"),
     *("feddgm_flwr.build", "feddgm_flwr.cluster", "feddgm_flwr.priors.autoencoder"),
     *("diffusers", "torchvision", "ray", "matplotlib", "sklearn", "mlxtend", "flwr_dashboard"),
+    *("opacus", "feddgm_flwr.core.accounting", "feddgm_flwr.auditing"),
 }
 
 ON_A_DEVICE = """
@@ -120,11 +121,12 @@ def test_ray_is_known_to_the_cluster_engine_alone():
 
 
 def test_the_federation_is_known_to_the_apps_alone():
-    """But for its settings, and for the one file that borrows Flower's own arithmetic."""
+    """But for its settings, for Flower's own arithmetic, and for an audit, which reads a folder."""
     allowed = under("client_app", "server_app", "feddgm_flwr.federation")
     assert users("feddgm_flwr.federation") - allowed == {
         "feddgm_flwr.config",
         "feddgm_flwr.methods.flowers",
+        "feddgm_flwr.auditing.subject",
     }
     for name, module in (("config", "settings"), ("methods.flowers", "flower_strategies")):
         used = imports(f"feddgm_flwr.{name}", lazy=True)

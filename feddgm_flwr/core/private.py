@@ -1,10 +1,10 @@
 """Differentially private local training: DP-SGD on the device (Abadi et al., arXiv 1607.00133).
 
 The server sees each single reply, and inverts it, so noise protects a client from it only where the
-client itself adds it. Each step takes every image with the same probability (Poisson sampling), cuts
-each image's gradient to a norm, sums, and adds Gaussian noise. The guarantee is about one image of
-one client: whoever sees all that the client ever sends, the server above all, can hardly tell
-whether that image was among them. ``core.accounting`` says how hardly.
+client itself adds it. Each step takes every image with the same probability (Poisson sampling),
+cuts each image's gradient to a norm, sums, and adds Gaussian noise. The guarantee is about one
+image of one client: whoever sees all that the client ever sends, the server above all, can hardly
+tell whether that image was among them. ``core.accounting`` says how hardly.
 
 The noise must be the device's secret: it is the one randomness here that comes from the operating
 system and not from the run's seed, which the server knows. Knows no accountant and no Flower.

@@ -44,7 +44,7 @@ class Ledger:
         self._write()
 
     def spent(self, server_round: int) -> PrivacySpent:
-        """Return each client's epsilon so far, of those that ever said how many images they have."""
+        """Return each client's epsilon so far, where it has said how many images it has."""
         known = {c: a for c, a in sorted(self.accounts.items()) if a.fewest}
         each = {str(c): epsilon_of(a, self._privacy, self._client) for c, a in known.items()}
         return PrivacySpent(

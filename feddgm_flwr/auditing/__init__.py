@@ -1,0 +1,1 @@
+"""What a finished run tells of the images that its clients trained on (``feddgm-audit``)."""

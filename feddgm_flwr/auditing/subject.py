@@ -1,0 +1,201 @@
+"""What an audit needs of a finished run, read from its folder; and the real images that it takes.
+
+Whose images a simulated client trained on follows from the recorded settings (data set, division,
+seed); of devices with data of their own, who audits must say.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from feddgm_flwr.build import build_tools, first_state
+from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.models import build_global_model, build_surrogate
+from feddgm_flwr.core.params import Params, load_params
+from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.training import TrainConfig, train
+from feddgm_flwr.data.datasets import load, read, spec_of
+from feddgm_flwr.data.partition import own_source, partition
+from feddgm_flwr.events import Event, Follower, RoundStart
+from feddgm_flwr.federation import checkpoint
+from feddgm_flwr.monitoring.plots import SAVED
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished run.
+
+    Attributes
+    ----------
+    models
+        Each model by name, as the run saved it.
+    distilled
+        Round -> its distilled images; empty where the method makes none.
+    clients
+        Partition ids that were ever asked to train.
+    partitions
+        Parts that the data were divided into; 0 where devices have data of their own.
+    """
+
+    folder: Path
+    config: RunConfig
+    models: dict[str, nn.Module]
+    distilled: dict[int, Float[Tensor, "n c h w"]]
+    clients: tuple[int, ...]
+    partitions: int
+
+    @classmethod
+    def of(cls, folder: Path) -> "Subject":
+        """Read a run's folder.
+
+        Raises
+        ------
+        ValueError
+            It holds no finished run.
+        """
+        if not checkpoint.is_there(folder):
+            raise ValueError(
+                f"RUN must be the folder of a finished run, got {str(folder)!r}, which holds no "
+                "checkpoint; name another folder"
+            )
+        saved = checkpoint.load(folder)
+        config = RunConfig.from_run_config(saved.config)
+        models = {f.stem: f for f in sorted((folder / "models").glob("*.safetensors"))}
+        if not models:
+            raise ValueError(
+                f"RUN must hold models of a finished run in {str(folder / 'models')!r}, got none; "
+                "finish the run by resume = true, or name another folder"
+            )
+        return cls(
+            folder,
+            config,
+            {name: model_of(config, name, file) for name, file in models.items()},
+            images_of(folder),
+            asked_clients(folder) or tuple(saved.clients),
+            saved.partitions,
+        )
+
+
+def model_of(config: RunConfig, name: str, file: Path) -> nn.Module:
+    """Return a model that a run saved."""
+    spec, surrogates = spec_of(config.data), config.surrogate.architectures
+    if name in surrogates:
+        module: nn.Module = build_surrogate(surrogates[name], spec)
+    else:
+        module = build_global_model(name, spec, config.surrogate)
+    module.load_state_dict(safetensors.torch.load_file(file))
+    return module.eval()
+
+
+def images_of(folder: Path) -> dict[int, Float[Tensor, "n c h w"]]:
+    """Return the distilled images of each round that a run saved."""
+    found = {}
+    for file in (folder / "images").glob("round_*.npz"):
+        if match := SAVED.fullmatch(file.name):
+            with np.load(file) as arrays:
+                pictures = torch.from_numpy(arrays["images"]).float().div_(255)
+            found[int(match[1])] = pictures.permute(0, 3, 1, 2).contiguous()
+    return dict(sorted(found.items()))
+
+
+def asked_clients(folder: Path) -> tuple[int, ...]:
+    """Return the clients that the run's log says were asked to train."""
+    events: list[Event] = [r.event for r in Follower(folder / "events.jsonl").poll()]
+    return tuple(sorted({c for e in events if isinstance(e, RoundStart) for c in e.clients}))
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real images of one kind, in three disjoint parts.
+
+    Attributes
+    ----------
+    members
+        What clients trained on.
+    non_members
+        What no model saw.
+    population
+        What reference models learn from.
+    """
+
+    members: ImageSet
+    non_members: ImageSet
+    population: ImageSet
+
+
+def real_images(
+    subject: Subject, members: Path | None, non_members: Path | None, population: Path | None
+) -> Real:
+    """Return the images of an audit: those named, or those that the recorded settings say.
+
+    Without ``population`` half of the non-members are it.
+
+    Raises
+    ------
+    ValueError
+        They are not said and cannot be worked out, or are not what a client could read.
+    """
+    config = subject.config
+    mine = clients_images(subject) if members is None else _named(config, members)
+    others = load(config.data, "test") if non_members is None else _named(config, non_members)
+    if population is not None:
+        return Real(mine, others, _named(config, population))
+    order = torch.randperm(len(others), generator=derive(config.seed, "audit-population"))
+    half = len(others) // 2
+    if not half:
+        raise ValueError(
+            "--non-members must hold at least 2 images where half of them are the population, got "
+            f"{len(others)}; name more, or others by --population"
+        )
+    parts = (ImageSet(others.images[i], others.labels[i]) for i in (order[half:], order[:half]))
+    return Real(mine, *parts)
+
+
+def clients_images(subject: Subject) -> ImageSet:
+    """Return the training images of all clients that were ever asked.
+
+    Raises
+    ------
+    ValueError
+        The clients had data of their own.
+    """
+    config, count = subject.config, subject.partitions
+    if not count:
+        raise ValueError(
+            "the clients of this run had data of their own, which its folder does not hold; name "
+            "some of theirs by --members, and images that no client had by --non-members"
+        )
+    data = read(config.data, "train")
+    parts = partition(data.labels, config.data, num_clients=count, seed=config.seed)
+    return data.take(np.sort(np.concatenate([parts[c] for c in subject.clients])))
+
+
+def _named(config: RunConfig, path: Path) -> ImageSet:
+    return load(own_source(config.data, path.absolute()), "train")
+
+
+def reference_training(config: RunConfig) -> TrainConfig:
+    """Return how reference models learn: as much as a run's clients do in all its rounds."""
+    return replace(config.client, epochs=config.client.epochs * config.num_server_rounds)
+
+
+def first_surrogate(config: RunConfig) -> Params:
+    """Return where the run began, which no client's image has touched."""
+    bare = replace(config, global_model=replace(config.global_model, names=""))
+    return first_state(bare, build_tools(bare, spec_of(bare.data)), lambda event: None).surrogate
+
+
+def reference(config: RunConfig, start: Params, data: ImageSet, rng: torch.Generator) -> nn.Module:
+    """Return a surrogate that learned from ``data``, from where the run began."""
+    model = build_surrogate(config.surrogate, spec_of(config.data))
+    load_params(model, start)
+    # Clients' own settings of speed and privacy are not the reference's.
+    how = replace(reference_training(config), augment="")
+    train(model, data.images, data.labels, how, rng=rng)
+    return model.eval()

@@ -1,0 +1,170 @@
+"""Laws of the audit: copies are near, what was learned by heart is found out, chance is chance."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from inprocess_run import run
+from torch import nn
+
+from feddgm_flwr.auditing import command
+from feddgm_flwr.auditing.membership import OFFLINE_A, attacked, judged, rmia
+from feddgm_flwr.auditing.nearness import nearness
+from feddgm_flwr.auditing.subject import Subject, real_images
+from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.data.datasets import load, read
+from feddgm_flwr.data.partition import partition
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def noise(count, seed):
+    return torch.rand(count, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+# Distances.
+
+
+def test_copies_of_members_are_far_nearer_to_them():
+    members, others = noise(80, 1), noise(60, 2)
+    found = nearness(members[:60] * 0.999, members, others, rng=rng())
+    assert found.real == 60
+    assert found.ratio < 0.5
+    assert found.nearer > 0.7
+    assert found.p_value == 0.001
+
+
+def test_images_of_nobody_are_as_near_to_either():
+    found = [nearness(noise(40, 3 + s), noise(50, 1), noise(50, 2), rng=rng(s)) for s in range(5)]
+    assert all(0.9 < f.ratio < 1.1 for f in found)
+    assert any(f.p_value > 0.1 for f in found)
+
+
+# Attacks.
+
+
+def test_scores_that_tell_all_and_scores_that_tell_nothing():
+    told = judged(rng(1).normal(9, 1, 1000), rng(2).normal(0, 1, 1000), rng=rng())
+    assert told.auc.value == pytest.approx(1, abs=1e-3)
+    assert told.true_positives[0.01].value > 0.99
+    blind = judged(rng(1).normal(0, 1, 1000), rng(2).normal(0, 1, 1000), rng=rng())
+    assert blind.auc.low < 0.5 < blind.auc.high
+    assert blind.true_positives[0.01].low < 0.01 < blind.true_positives[0.01].high
+
+
+def test_a_rate_below_one_of_the_non_members_is_not_told():
+    told = judged(rng(1).normal(0, 1, 300), rng(2).normal(0, 1, 300), rng=rng())
+    assert told.true_positives[0.01] is not None
+    assert told.true_positives[0.001] is None
+
+
+def test_the_area_is_that_of_two_normal_distributions():
+    """Of N(1, 1) against N(0, 1) it is Phi(1 / sqrt 2)."""
+    told = judged(rng(1).normal(1, 1, 4000), rng(2).normal(0, 1, 4000), rng=rng())
+    assert told.auc.value == pytest.approx(0.7602, abs=0.01)
+    assert told.auc.low < 0.7602 < told.auc.high
+
+
+def test_rmia_compares_with_models_that_never_saw_the_image():
+    own, others = np.log([0.9, 0.9]), [np.log([0.9, 0.1]), np.log([0.7, 0.3])]
+    out = np.array([0.8, 0.2])
+    expected = np.array([0.9, 0.9]) / (((1 + OFFLINE_A) * out + 1 - OFFLINE_A) / 2)
+    np.testing.assert_allclose(np.exp(rmia(own, others)), expected)
+
+
+class Heart(nn.Module):
+    """Knows some images by heart, and of others as much as anyone."""
+
+    def __init__(self, known, labels):
+        super().__init__()
+        self.known, self.labels = known, labels
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), 3)
+        for row, image in enumerate(images):
+            seen = (self.known == image).flatten(1).all(1).nonzero().flatten()
+            if len(seen):
+                logits[row, self.labels[seen[0]]] = 5.0
+        return logits
+
+
+def test_a_model_that_knows_its_images_by_heart_is_found_out():
+    labels = torch.arange(200) % 3
+    mine, others = ImageSet(noise(200, 1), labels), ImageSet(noise(200, 2), labels)
+    blank = Heart(noise(1, 3), labels)
+    found = attacked(Heart(mine.images, labels), [blank], mine, others, rng=rng())
+    assert found.accuracy[0] == 1
+    assert found.rmia.auc.value == found.loss.auc.value == 1
+    assert found.rmia.true_positives[0.01].value == 1
+    fair = attacked(blank, [blank], mine, others, rng=rng())
+    assert fair.rmia.auc.value == 0.5
+
+
+# A run.
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audited") / "run"
+    return run(folder, rounds__fraction_train=0.67, num_server_rounds=1, seed=2)
+
+
+def test_members_are_the_images_of_those_who_were_asked(ended):
+    subject = Subject.of(ended.folder)
+    asked = sorted({c for e in ended.of("round-start") for c in e["clients"]})
+    assert len(asked) == 2
+    real = real_images(subject, None, None, None)
+    data = read(subject.config.data, "train")
+    parts = partition(data.labels, subject.config.data, num_clients=3, seed=2)
+    assert len(real.members) == sum(len(parts[c]) for c in asked)
+    test = load(subject.config.data, "test")
+    assert len(real.non_members) + len(real.population) == len(test)
+
+
+def test_an_audit_leaves_figures_a_table_and_a_picture_and_goes_on(ended, monkeypatch, capsys):
+    assert command.main([str(ended.folder), "--references", "2"]) == 0
+    folder = ended.folder / "audit"
+    told = json.loads((folder / "audit.json").read_text())
+    assert told["reference_models"] == 2
+    found = told["attacks"]["surrogate"]["rmia"]
+    assert found["auc"]["low"] <= found["auc"]["value"] <= found["auc"]["high"]
+    assert found["tpr_at_0.001"] is None  # of 180 non-members
+    assert list(told["nearness"]) == ["1"]
+    assert 0 < told["nearness"]["1"]["p_value"] <= 1
+    assert "| surrogate |" in (folder / "audit.md").read_text()
+    assert (folder / "audit.png").stat().st_size > 1000
+    assert "written:" in capsys.readouterr().out
+
+    def again(*of):
+        raise AssertionError("a reference model that was there was trained anew")
+
+    monkeypatch.setattr(command, "reference", again)
+    assert command.main([str(ended.folder), "--references", "2"]) == 0
+    assert json.loads((folder / "audit.json").read_text()) == told
+
+
+def test_images_can_be_named(ended, tmp_path):
+    for name in ("mine", "others"):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            train_images=(noise(12, 5) * 255).byte().permute(0, 2, 3, 1).numpy(),
+            train_labels=np.arange(12) % 10,
+        )
+    subject = Subject.of(ended.folder)
+    real = real_images(subject, tmp_path / "mine.npz", tmp_path / "others.npz", None)
+    assert (len(real.members), len(real.non_members), len(real.population)) == (12, 6, 6)
+    assert real.members.images.shape[1:] == (1, 16, 16)
+
+
+def test_what_cannot_be_audited_is_said_in_a_sentence(tmp_path, capsys):
+    assert command.main([str(tmp_path)]) == 1
+    assert "RUN must be the folder of a finished run" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path), "--members", "x"])
+    assert "--members needs --non-members" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path), "--references", "0"])
+    assert "--references must be from 1 to 1000, got 0" in capsys.readouterr().err
