@@ -77,7 +77,8 @@ def rmia(own: Scores, others: Sequence[Scores]) -> Scores:
         The same under each reference model.
     """
     out = np.mean([np.exp(scores) for scores in others], axis=0)
-    return own - np.log(((1 + OFFLINE_A) * out + 1 - OFFLINE_A) / 2)
+    ratio: Scores = own - np.log(((1 + OFFLINE_A) * out + 1 - OFFLINE_A) / 2)
+    return ratio
 
 
 def judged(members: Scores, non_members: Scores, *, rng: np.random.Generator) -> Attack:
