@@ -85,7 +85,7 @@ def test_every_kind_survives_its_line(kind, data, time):
 
 
 def test_kinds_are_the_names_of_the_classes_and_each_phase_has_its_sentence():
-    assert len(KINDS) == 25
+    assert len(KINDS) == 26
     assert KINDS["distill-progress"] is DistillProgress
     assert KINDS["run-end"] is RunEnd
     assert tuple(PHASES) == get_args(Phase)
