@@ -4,7 +4,7 @@ Knows nothing of what becomes of an event.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from feddgm_flwr.events import Emit, Phase, PhaseEnd, PhaseStart
@@ -23,6 +23,26 @@ class Pace:
         if share <= first_share:
             return 0.0
         return (now - first) * (1 - share) / (share - first_share)
+
+
+PAUSE_S = 10.0
+"""Between two words about long work."""
+
+
+def now_and_then(say: Callable[[int, int, float], None]) -> Callable[[int, int], None]:
+    """Return what is told (done, total) of long work and says it with the seconds left.
+
+    It says at most one thing in ``PAUSE_S`` seconds, and the end always.
+    """
+    pace, last = Pace(), [time.monotonic()]
+
+    def tell(done: int, total: int) -> None:
+        left, now = pace.left_s(done / total), time.monotonic()
+        if now - last[0] >= PAUSE_S or done == total:
+            last[0] = now
+            say(done, total, left)
+
+    return tell
 
 
 @contextmanager

@@ -6,6 +6,7 @@ good the judge is, and how far real images are from each other; its classifier l
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from feddgm_flwr.core.fidelity import Judge, nearest
 from feddgm_flwr.core.images import ImageSet, ImageSpec
 from feddgm_flwr.core.models import build_surrogate, initialise
 from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.telling import now_and_then
 from feddgm_flwr.core.training import TrainConfig, train
 from feddgm_flwr.data.datasets import ByteSet, Part, split
 from feddgm_flwr.data.own import Source, Words, layout_of, read_folder, read_npz
@@ -63,7 +65,17 @@ def appoint(config: RunConfig, spec: ImageSpec, device: torch.device) -> Appoint
     initialise(model, rng=derive(config.seed, "judge"))
     training = replace(TRAINING, augment=fitting("crop_flip", flip=spec.flip))
     model.to(device)
-    train(model, seen.images, seen.labels, training, rng=derive(config.seed, "judge-training"))
+    tell = now_and_then(
+        partial(logger.info, "the judge of fidelity learns: epoch %d of %d, %.0f s left")
+    )
+    train(
+        model,
+        seen.images,
+        seen.labels,
+        training,
+        rng=derive(config.seed, "judge-training"),
+        on_epoch=lambda done, _: tell(done, training.epochs),
+    )
     accuracy = evaluate(model, unseen.images.to(device), unseen.labels.to(device)).accuracy
     apart = nearest(unseen.images, unseen.labels, seen)
     about = {"images": float(len(seen)), "accuracy": accuracy, "nearest": float(apart.mean())}

@@ -13,7 +13,6 @@ import hashlib
 import inspect
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -29,7 +28,7 @@ from torch.nn.functional import interpolate
 
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.seeding import derive
-from feddgm_flwr.core.telling import Pace
+from feddgm_flwr.core.telling import now_and_then
 from feddgm_flwr.priors.autoencoder import (
     LEAST_DEVIATION,
     AutoencoderPrior,
@@ -45,8 +44,6 @@ from feddgm_flwr.priors.weights import Place, one_line
 OWN_DECODER = "vae"
 """Where a pipeline keeps its autoencoder."""
 HOME = Path("~/.cache/feddgm-flwr/banks")
-PAUSE_S = 10.0
-"""Between two lines of progress."""
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +162,8 @@ def sampled(
     )  # fmt: skip
     return gather(
         folder, about, spec.classes, todo, make,
-        size=spec.size, image_scale=config.image_scale, tell=_progress(),
+        size=spec.size, image_scale=config.image_scale,
+        tell=now_and_then(partial(logger.info, "the pipeline drew %d of %d pictures, %.0f s left")),
     )  # fmt: skip
 
 
@@ -174,18 +172,6 @@ def forget(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _progress() -> Callable[[int, int], None]:
-    pace, last = Pace(), [time.monotonic()]
-
-    def tell(done: int, total: int) -> None:
-        left, now = pace.left_s(done / total), time.monotonic()
-        if now - last[0] >= PAUSE_S or done == total:
-            last[0] = now
-            logger.info("the pipeline drew %d of %d pictures, %.0f s left", done, total, left)
-
-    return tell
 
 
 def load_pipeline(config: PriorConfig, device: torch.device) -> DiffusionPipeline:

@@ -8,6 +8,7 @@ import torch
 from inprocess_run import run, said
 
 from feddgm_flwr.config import RunConfig
+from feddgm_flwr.core import telling
 from feddgm_flwr.data.datasets import read as read_data
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.data.settings import DataConfig
@@ -45,6 +46,16 @@ def test_a_run_tells_how_real_its_images_look_by_round(tmp_path, data):
     assert about["accuracy"] > 0.7
     assert 0 < about["nearest"] < told[0]["nearest"]
     assert 400 < about["images"] < 600
+
+
+def test_the_judge_says_how_far_its_learning_is(data, monkeypatch, caplog):
+    monkeypatch.setattr(telling, "PAUSE_S", 0.0)
+    config = RunConfig.from_run_config({"server.fidelity-data": str(data)})
+    judging.appoint(config, SPEC, torch.device("cpu"))
+    told = [r.getMessage() for r in caplog.records if "epoch" in r.getMessage()]
+    epochs = judging.TRAINING.epochs
+    assert len(told) == epochs
+    assert told[-1] == f"the judge of fidelity learns: epoch {epochs} of {epochs}, 0 s left"
 
 
 def test_noise_is_told_from_digits(tmp_path, data):

@@ -12,6 +12,7 @@ import torch
 from small_models import save_tiny
 from small_pipelines import SIDE, save_ddpm, save_dit, save_sd
 
+from feddgm_flwr.core import telling
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.priors import build_prior, sampling
@@ -165,7 +166,7 @@ def test_what_was_cut_off_goes_on_and_ends_the_same(tmp_path, monkeypatch):
 
 
 def test_progress_is_told_with_the_time_left(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(sampling, "PAUSE_S", 0.0)
+    monkeypatch.setattr(telling, "PAUSE_S", 0.0)
     caplog.set_level(logging.INFO, logger="feddgm_flwr.priors.sampling")
     save_dit(tmp_path / "pipe", LABELS)
     build_prior(config(tmp_path), spec())
