@@ -27,6 +27,7 @@ FORBIDDEN_ON_A_DEVICE = {
     *("feddgm_flwr.build", "feddgm_flwr.cluster", "feddgm_flwr.priors.autoencoder"),
     *("diffusers", "torchvision", "ray", "matplotlib", "sklearn", "mlxtend", "flwr_dashboard"),
     *("opacus", "feddgm_flwr.core.accounting", "feddgm_flwr.auditing"),
+    *("torch._dynamo", "sympy"),
 }
 
 ON_A_DEVICE = """
@@ -38,9 +39,16 @@ from feddgm_flwr.methods.halves import method_of
 
 for name in methods.names():
     method_of(name).client(RunConfig(method=name))
+
+import torch
+from feddgm_flwr.core.training import TrainConfig, train
+
+images, labels, rng = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.long), torch.Generator()
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+train(model, images, labels, TrainConfig(momentum=0.5), rng=rng)
 print(*sys.modules)
 """
-"""All that a device does before its first image, for every method."""
+"""All that a device does before its first image, for every method, and a first epoch."""
 
 
 def name_of(file: Path) -> str:

@@ -6,12 +6,13 @@ round.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.sgd import sgd
 
 from feddgm_flwr.core.augment import NAMES, Pixels, augment
 from feddgm_flwr.core.capturing import Captured
@@ -131,14 +132,8 @@ def train(
     if not config.epochs:
         return _standing_loss(model, data, config.batch_size, rule.objective)
 
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        foreach=True,
-    )
-    step = _Step(model, optimizer, rule.objective, rule.adjust, list(model.parameters()))
+    descent = _Descent(list(model.parameters()), config)
+    step = _Step(model, descent, rule.objective, rule.adjust)
     whole = _made_fast(step, data, config, device) if compile else step
     pixels = pixels_of(model)
     steps = 0
@@ -163,29 +158,67 @@ def train(
 
 
 @dataclass(frozen=True)
+class _Descent:
+    """SGD as ``torch.optim.SGD`` does it, by the function that this calls.
+
+    The class itself imports all of ``torch.compile``, compiled or not: of a device, whose every
+    message starts a new Python, that was two of six CPU seconds.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    config: TrainConfig
+    buffers: dict[int, Tensor] = field(default_factory=dict)
+    """The momentum of parameters, by their place; none before the first step."""
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every parameter that has a gradient."""
+        moved = [(i, p, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None]
+        buffers = [self.buffers.get(i) for i, *_ in moved]
+        sgd(
+            [p.detach() for _, p, _ in moved],
+            [gradient for *_, gradient in moved],
+            buffers,
+            foreach=True,
+            weight_decay=self.config.weight_decay,
+            momentum=self.config.momentum,
+            lr=self.config.lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        for (i, *_), buffer in zip(moved, buffers, strict=True):
+            if buffer is not None:
+                self.buffers[i] = buffer
+
+
+@dataclass(frozen=True)
 class _Step:
     """One step of SGD on a batch."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    descent: _Descent
     objective: Objective
     adjust: Callable[[Sequence[nn.Parameter]], None] | None
-    parameters: Sequence[nn.Parameter]
 
     def __call__(self, images: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Return the batch's loss before the step."""
         loss = self.objective(self.model, images, targets, weights)
-        self.optimizer.zero_grad()
+        self.descent.forget()
         torch.autograd.backward(loss)
         if self.adjust:
-            self.adjust(self.parameters)
-        self.optimizer.step()
+            self.adjust(self.descent.parameters)
+        self.descent.step()
         return loss.detach()
 
     def momenta(self) -> list[Tensor]:
-        """Return the optimiser's momentum buffers; there are none before its first step."""
-        found = (s.get("momentum_buffer") for s in self.optimizer.state.values())
-        return [buffer for buffer in found if buffer is not None]
+        """Return the momentum buffers; there are none before the first step."""
+        return list(self.descent.buffers.values())
 
 
 def _made_fast(
