@@ -10,6 +10,7 @@
 #   FEDDGM_CA            the authority's certificate                       /etc/feddgm/ca.crt
 #   FEDDGM_KEY           this device's private key                         /etc/feddgm/node.key
 #   FEDDGM_STATE         Flower's files; made 0700                         /var/lib/feddgm/device
+#   FEDDGM_WARM          yes: torch is imported once, not for every message; keeps 0.3 GB
 #   FEDDGM_CLIENTAPPIO   address for the device's own processes            127.0.0.1:9094
 set -euo pipefail
 
@@ -32,8 +33,11 @@ for_this_side FEDDGM_CLIENTAPPIO "$CLIENTAPPIO"
 check_files "$CA" "$KEY"
 
 private_state "$STATE"
+LISTEN=(--clientappio-api-address "$CLIENTAPPIO")
+! one_port || LISTEN=(--host "${CLIENTAPPIO%:*}" --port "${CLIENTAPPIO##*:}")
+[[ ${FEDDGM_WARM:-} != yes ]] || warm "$STATE/warm"
 exec flower-supernode \
   --superlink "$FEDDGM_SUPERLINK" --root-certificates "$CA" \
   --auth-supernode-private-key "$KEY" \
-  --clientappio-api-address "$CLIENTAPPIO" \
+  "${LISTEN[@]}" \
   --node-config "$FEDDGM_NODE_CONFIG"

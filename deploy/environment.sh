@@ -48,3 +48,35 @@ private_state() {
   mkdir -p "$FLWR_HOME"
   cd "$1/cwd" || exit 1
 }
+
+# one_port: whether this Flower serves all at one port, over HTTP (docs/deploy.md, "Flower versions").
+one_port() {
+  python -c 'from importlib.metadata import version
+raise SystemExit(tuple(map(int, version("flwr").split(".")[:2])) < (1, 41))'
+}
+
+# superlink_at FLEET CONTROL SERVERAPPIO OPTIONS...: a SuperLink that listens there, in this shell's place.
+superlink_at() {
+  local at=(--control-api-address "$2" --serverappio-api-address "$3")
+  [[ -z $1 ]] || at+=(--fleet-api-address "$1")
+  if one_port; then
+    local all=${1:-$2}
+    echo "this Flower serves devices and commands at one address, $all; commands ask for no key" >&2
+    at=(--host "${all%:*}" --port "${all##*:}" --disable-runtime-dependency-installation)
+  fi
+  exec flower-superlink "${at[@]}" "${@:4}"
+}
+
+# warm FOLDER: one Python that has imported torch answers each message by a fork (warm.py).
+warm() {
+  rm -f "$1/flwr-clientapp"
+  python "$APP/deploy/warm.py" "$1" &
+  until [[ -x $1/flwr-clientapp ]]; do
+    kill -0 $! 2>/dev/null || {
+      echo "the warm process did not start" >&2
+      exit 1
+    }
+    sleep 0.2
+  done
+  export PATH=$1:$PATH
+}

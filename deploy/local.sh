@@ -26,6 +26,7 @@ rm -rf "$KEYS" "$WORK/server"
 python "$APP/deploy/credentials.py" trial "$KEYS" "$NODES"
 
 read -r -a PORTS <<<"$(free_ports $((3 + NODES)))"
+! one_port || PORTS[0]=${PORTS[1]}
 connect "127.0.0.1:${PORTS[0]}" "$KEYS/ca.crt"
 FEDDGM_CREDENTIALS=$KEYS FEDDGM_STATE=$WORK/server \
   FEDDGM_CONTROL=127.0.0.1:${PORTS[0]} FEDDGM_FLEET=127.0.0.1:${PORTS[1]} \

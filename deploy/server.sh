@@ -33,10 +33,7 @@ PY
 check_files "$CREDENTIALS/ca.crt" "$CREDENTIALS/server.pem" "$CREDENTIALS/server.key"
 
 private_state "$STATE"
-exec flower-superlink \
-  --fleet-api-address "$FLEET" \
-  --control-api-address "$CONTROL" \
-  --serverappio-api-address "$SERVERAPPIO" \
+superlink_at "$FLEET" "$CONTROL" "$SERVERAPPIO" \
   --ssl-ca-certfile "$CREDENTIALS/ca.crt" --ssl-certfile "$CREDENTIALS/server.pem" \
   --ssl-keyfile "$CREDENTIALS/server.key" --enable-supernode-auth \
   --database "$STATE/state.db"

@@ -69,8 +69,7 @@ if [[ -z ${RAY_ADDRESS:-} ]]; then
   export RAY_ADDRESS=127.0.0.1:$GCS
   launch_ray
 fi
-start "$WORK/superlink.log" flower-superlink --insecure --simulation \
-  --control-api-address "127.0.0.1:$CONTROL" --serverappio-api-address "127.0.0.1:$APPIO"
+start "$WORK/superlink.log" superlink_at "" "127.0.0.1:$CONTROL" "127.0.0.1:$APPIO" --insecure --simulation
 wait_for "the SuperLink" ask list feddgm --format json
 [[ -z $OWN_RAY ]] || wait_for_ray
 

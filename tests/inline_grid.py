@@ -8,8 +8,8 @@ from copy import deepcopy
 from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.common.typing import Run
 from flwr.serverapp import Grid
+from flwr.serverapp.grid.grid import Run  # it has moved since; this name has not
 
 
 class InlineGrid(Grid):

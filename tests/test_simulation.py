@@ -10,6 +10,8 @@ import pytest
 from nodes import two_nodes
 
 ROOT = Path(__file__).resolve().parents[1]
+WAIT_S = 900
+"""For a run that takes a minute on an idle machine."""
 
 
 def deploy(script, folder, *overrides, env=None):
@@ -28,7 +30,7 @@ def deploy(script, folder, *overrides, env=None):
         text=True,
     ) as process:
         try:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=WAIT_S)
         except subprocess.TimeoutExpired:
             process.terminate()  # the script stops what it started
             output, _ = process.communicate()

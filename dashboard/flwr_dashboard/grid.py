@@ -7,11 +7,13 @@ order, and for how long one waits stay Flower's. Knows no event.
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message, Metadata, RecordDict
-from flwr.common.typing import Run
 from flwr.serverapp import Grid
+
+if TYPE_CHECKING:  # it lives elsewhere in later releases of Flower
+    from flwr.common.typing import Run
 
 POLL_S = 1.0
 """Seconds between two pulls where the grid does not say (over gRPC Flower waits 3)."""
@@ -38,12 +40,12 @@ class PassingGrid(Grid):
         # What one kind of grid alone has.
         return getattr(self._grid, name)
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: "Run") -> None:
         """Set the run."""
         self._grid.set_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> "Run":
         """The run."""
         return self._grid.run
 

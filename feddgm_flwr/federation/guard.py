@@ -8,12 +8,14 @@ nothing of what messages mean.
 import time
 from collections.abc import Iterable
 
-import grpc  # type: ignore[import-untyped]
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from flwr_dashboard.grid import PassingGrid, WatchedGrid
+
+TRANSPORTS = {"grpc", "httpx"}
+"""Packages whose errors tell of the connection: Flower's in this release, and in later ones."""
 
 
 class GuardedGrid(PassingGrid):
@@ -45,9 +47,9 @@ class GuardedGrid(PassingGrid):
     def _pulled(self, message_id: str) -> list[Message]:
         try:
             replies = list(self._grid.pull_messages([message_id]))
-        except grpc.RpcError:
-            raise
         except Exception as error:  # made by a client's bytes, which may be anything
+            if of_the_connection(error):
+                raise
             asked = self._asked.pop(message_id, None)
             if asked is None:
                 return []
@@ -56,3 +58,8 @@ class GuardedGrid(PassingGrid):
         if replies:
             self._asked.pop(message_id, None)
         return replies
+
+
+def of_the_connection(error: Exception) -> bool:
+    """Return whether the SuperLink could not be asked, whatever a client sent."""
+    return any(kind.__module__.partition(".")[0] in TRANSPORTS for kind in type(error).__mro__)

@@ -4,8 +4,8 @@ import time
 
 import pytest
 from flwr.app import Message, RecordDict
-from flwr.common.typing import Run
 from flwr.serverapp import Grid
+from flwr.serverapp.grid.grid import Run  # it has moved since; this name has not
 
 from flwr_dashboard.grid import WatchedGrid
 
