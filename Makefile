@@ -1,6 +1,7 @@
 # `make` lists the targets. Each one works in a fresh clone: it makes .venv and installs first.
 PYTHON ?= python3
 VENV   ?= .venv
+NEWEST ?= .venv-newest
 BIN     = $(VENV)/bin
 DEMO   ?= .demo
 
@@ -11,7 +12,7 @@ export LC_ALL := C.UTF-8
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick test-deploy check format clean
+.PHONY: help install demo test test-quick test-deploy test-newest check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +33,18 @@ test-deploy: $(VENV)/.installed-dev ## Fault drills and refusals on a real deplo
 test-quick: $(VENV)/.installed-dev ## The unit tests, in a minute on 2 cores
 	$(BIN)/python -m pytest -m "not slow" -n auto -o addopts=--strict-markers
 
+# Everything but Flower and what it needs is that of $(VENV); pip says that the pin is passed over.
+test-newest: $(VENV)/.installed-dev ## What touches Flower, on its newest release (docs/deploy.md)
+	$(PYTHON) -m venv --clear $(NEWEST)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  >"$$($(NEWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/the-rest.pth"
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'flwr[simulation]'
+	$(NEWEST)/bin/python -m pip show flwr | head -2
+	$(NEWEST)/bin/python -m pytest -m "not slow" -n auto -o addopts=--strict-markers \
+	  tests/federation tests/methods tests/watched tests/deploy tests/test_apps.py tests/test_resume.py \
+	  tests/test_run_events.py tests/test_merge_config.py
+	$(NEWEST)/bin/python -m pytest -o addopts=--strict-markers tests/test_simulation.py
+
 check: $(VENV)/.installed-dev ## Formatting, lint (ruff) and types (mypy --strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -42,7 +55,7 @@ format: $(VENV)/.installed-dev ## Format and mend what ruff can
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -106,6 +106,11 @@ json() {
   python -c "import json, sys; d = json.load(sys.stdin); print($1)"
 }
 
+# answered ARGUMENTS...: whether flwr did what it was asked; of some releases the exit code does not tell.
+answered() {
+  [[ $(ask "$@" --format json 2>/dev/null | json 'd["success"]') == True ]]
+}
+
 # connect ADDRESS CA: what `flwr` calls `feddgm` is the SuperLink there.
 connect() {
   cat >"$FLWR_HOME/config.toml" <<TOML

@@ -32,7 +32,7 @@ FEDDGM_CREDENTIALS=$KEYS FEDDGM_STATE=$WORK/server \
   FEDDGM_CONTROL=127.0.0.1:${PORTS[0]} FEDDGM_FLEET=127.0.0.1:${PORTS[1]} \
   FEDDGM_SERVERAPPIO=127.0.0.1:${PORTS[2]} \
   start "$WORK/superlink.log" bash "$APP/deploy/server.sh"
-wait_for "the SuperLink" ask supernode list feddgm --format json
+wait_for "the SuperLink" answered supernode list feddgm
 
 for ((i = 0; i < NODES; i++)); do
   # A SuperNode whose key is unknown gives up at once, so its key goes first.

@@ -70,7 +70,7 @@ if [[ -z ${RAY_ADDRESS:-} ]]; then
   launch_ray
 fi
 start "$WORK/superlink.log" superlink_at "" "127.0.0.1:$CONTROL" "127.0.0.1:$APPIO" --insecure --simulation
-wait_for "the SuperLink" ask list feddgm --format json
+wait_for "the SuperLink" answered list feddgm
 [[ -z $OWN_RAY ]] || wait_for_ray
 
 run_and_follow --federation-config \
