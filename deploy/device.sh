@@ -10,7 +10,7 @@
 #   FEDDGM_CA            the authority's certificate                       /etc/feddgm/ca.crt
 #   FEDDGM_KEY           this device's private key                         /etc/feddgm/node.key
 #   FEDDGM_STATE         Flower's files; made 0700                         /var/lib/feddgm/device
-#   FEDDGM_WARM          yes: torch is imported once, not for every message; keeps 0.3 GB
+#   FEDDGM_WARM          yes: torch is imported once, not for every message; keeps 0.6 GB
 #   FEDDGM_CLIENTAPPIO   address for the device's own processes            127.0.0.1:9094
 set -euo pipefail
 
