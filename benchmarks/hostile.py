@@ -9,7 +9,7 @@ distillation tells a liar. A finished run is kept in ``--out``, and a second sta
 the first was ended.
 
     python benchmarks/hostile.py --seeds 0 1 --rounds 3 --out FOLDER
-    python benchmarks/hostile.py --quick --seeds 0 --rounds 2 --out FOLDER
+    python benchmarks/hostile.py --preset digits --quick --pixels --seeds 0 1 2 --out FOLDER
     python benchmarks/hostile.py --preset cifar10-small --data FOLDER --seeds 0 --out FOLDER
 
 How long: benchmarks/README.md.
@@ -314,7 +314,8 @@ def cases(
     preset: Preset, rows: Iterable[str], attacks: Iterable[str], seeds: Iterable[int], told: Said
 ) -> list[Case]:
     """Return all runs, the honest ones of a seed first."""
-    known = preset.name in ("mnist5k", "digits")  # of which the glyphs know the classes
+    # Of these two the glyphs know the classes.
+    known = preset.name in ("mnist5k", "digits") and told.get("prior.kind") != "pixel"
     start = {"start.weights": "prior" if known else "random"}
     common = {**preset.common, "client.compile": False, **told, **division(0.1, None), **start}
     return [
@@ -412,6 +413,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="fewer descents and epochs")
+    parser.add_argument("--pixels", action="store_true", help="no prior: optimise images")
     parser.add_argument("--report-only", action="store_true")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -422,6 +424,7 @@ def main() -> None:
     else:
         data = prepared(preset, "report", chosen.data, chosen.out / "data").said
     told = {**data, **(QUICK if chosen.quick else {})}
+    told |= {"prior.kind": "pixel"} if chosen.pixels else {}
     todo = cases(preset.with_rounds(chosen.rounds), chosen.rows, chosen.attacks, chosen.seeds, told)
     if not chosen.report_only:
         run_all(todo, chosen.out, chosen.workers)

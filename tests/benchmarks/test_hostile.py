@@ -74,6 +74,14 @@ def test_every_row_is_a_config_and_every_run_has_a_file_of_its_own(tmp_path):
         RunConfig.from_run_config(case.said)
 
 
+def test_without_a_prior_that_knows_the_classes_runs_begin_with_random_weights():
+    def starts(told):
+        return {c.said["start.weights"] for c in cases(hostile.DIGITS, ["fedavg"], [], [0], told)}
+
+    assert starts({"data.name": "digits"}) == {"prior"}
+    assert starts({"data.name": "digits", "prior.kind": "pixel"}) == {"random"}
+
+
 def test_a_finished_run_counts_while_its_settings_are_the_same(tmp_path):
     case = Case("fedavg", HONEST, 0, {"method": "fedavg"})
     assert hostile.stored(tmp_path, case) is None
