@@ -4,8 +4,8 @@ Claim: docs/robustness.md. Each row is a method and how it makes one of the repl
 with the models that the prior taught (from random weights where it knows no class), have the same
 clients, images, rounds and seeds, and the default limits on what a reply may claim, but for the row
 "no limits". Beside them: the same two clients left out, which no defence can do better than; and
-FedDGM that believes everybody (``union.examine``), of which also is measured whether a reply's
-distillation tells a liar. A finished run is kept in ``--out``, and a second start goes on where
+FedDGM whose replies are examined (``union.examine``). Also measured: whether the distillation of a
+reply tells a liar. A finished run is kept in ``--out``, and a second start goes on where
 the first was ended.
 
     python benchmarks/hostile.py --seeds 0 1 --rounds 3 --out FOLDER
@@ -58,7 +58,6 @@ LITTLE = 1.5
 """Standard deviations by which "a little" shifts every entry (Baruch et al., arXiv 1902.06156)."""
 
 OURS = "feddgm, mean"
-BLIND = "feddgm, unexamined"
 UNLIMITED: Said = {"server.clip-examples": 0.0, "server.clip-movement": 0.0}
 ROWS: dict[str, Said] = {
     OURS: {"method": "feddgm", "server.aggregate": "mean"},
@@ -67,7 +66,7 @@ ROWS: dict[str, Said] = {
     "feddgm, geometric median": {"method": "feddgm", "server.aggregate": "geometric-median"},
     "feddgm, clipped": {"method": "feddgm", "server.aggregate": "clipped"},
     "feddgm, no limits": {"method": "feddgm", **UNLIMITED},
-    BLIND: {"method": "feddgm", "union.examine": "never"},
+    "feddgm, examined": {"method": "feddgm", "union.examine": True},
     "fedavg": {"method": "fedavg"},
     "fedavg, no limits": {"method": "fedavg", **UNLIMITED},
     "krum": {"method": "krum", "robust.malicious": HOSTILE},

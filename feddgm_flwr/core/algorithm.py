@@ -171,8 +171,7 @@ def borne_out(
     emit: Emit,
 ) -> list[tuple[ClientUpdate, DistillJob, DistillResult]]:
     """Return the replies that the others' images bear out, and tell which do not."""
-    taught = shop.bench.prior.conditional
-    if shop.union.examine == "never" or (shop.union.examine == "by-prior" and taught):
+    if not shop.union.examine:
         return everything
     witnesses = [
         Witness(

@@ -6,12 +6,11 @@ client i owns, and p_c(x; theta) what a model holds likely of class c::
 
     gain_i = mean over (x, c) in I_i of  p_c(x; theta_i) - p_c(x; theta_t)
 
-is positive for an honest reply. It is not for one that was turned round or that was never trained,
-whose length and direction may be as usual. Who trained on false labels does gain, and is not told.
-(Our own observation; not in the paper. Figures: docs/robustness.md.)
-
-It takes a surrogate that the clients alone have taught: where a prior has, theta_t knows the
-prior's images better than an honest reply that comes from photographs. Knows no round and no wire.
+is positive for an honest reply, as long as theta_t has much to learn. It is not for one that was
+turned round or that was never trained, whose length and direction may be as usual. Who trained on
+false labels does gain, and is not told. Once theta_t knows the images, by a prior that has taught
+it or after some rounds, honest replies gain nothing either. (Our own observation; not in the paper.
+Figures: docs/robustness.md.) Knows no round and no wire.
 """
 
 import math

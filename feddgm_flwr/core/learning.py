@@ -79,12 +79,11 @@ class UnionConfig(TrainConfig):
         "the prior are among the lessons, since a few distilled images do not teach features.",
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
-    examine: Literal["by-prior", "always", "never"] = setting(
-        "by-prior",
+    examine: bool = setting(
+        False,
         "Whether a reply that holds its own classes no likelier on the others' images than the "
-        "surrogate that was sent counts nowhere: neither its parameters nor its images. "
-        "`by-prior`: unless the prior knows the classes.",
-        paper="never",
+        "surrogate that was sent counts nowhere: neither its parameters nor its images. It tells "
+        "some lies, and costs honest replies once the surrogate is good (docs/robustness.md).",
     )
     teacher_share: float = setting(
         0.3,
