@@ -154,13 +154,17 @@ class RunConfig(Settings):
             )
         bare = {
             "client.share-label-counts": self.client.share_label_counts,
-            "client.compile": self.client.compile,
             "rounds.federated-evaluation": self.rounds.federated_evaluation,
         }
         for key in (key for key, value in bare.items() if value):
             raise ValueError(
                 f"{key} must be false under {noise}, which covers the parameters that clients "
                 "send and nothing beside, got True; change one of the two with -c"
+            )
+        if self.client.compile:
+            raise ValueError(
+                f"client.compile must be false under {noise}, whose steps torch does not compile "
+                "here, got True; change one of the two with -c"
             )
         if self.client.loss != ClientConfig.loss:
             raise ValueError(

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 import toy
@@ -27,7 +28,7 @@ NOISE = {"privacy__noise_multiplier": 2.0, "privacy__delta": 1e-3}
 def private_walk(server, data, *, seed=0, **said):
     """Return a client's private walk whose secret is known."""
     privacy = PrivacyConfig(**{"noise_multiplier": 1.0, **said})
-    walker = PrivateWalk(privacy, secret=lambda device: torch.Generator().manual_seed(seed))
+    walker = PrivateWalk(privacy, secret=lambda: np.random.default_rng(seed))
     state, _ = toy.federation(server)
     return state, walker(
         server.tools.learners.surrogate.module,
@@ -110,7 +111,7 @@ def test_without_noise_and_bounds_it_is_sgd():
 
 
 def test_sampling_is_poisson():
-    rng = derive(0, "draws")
+    rng = np.random.default_rng(0)
     sizes = torch.tensor([float(len(poisson_sample(200, 0.1, rng=rng))) for _ in range(400)])
     assert float(sizes.mean()) == pytest.approx(20, abs=1)
     assert float(sizes.var()) == pytest.approx(200 * 0.1 * 0.9, rel=0.3)
@@ -127,6 +128,22 @@ def test_the_noise_is_nobodys_but_the_devices():
     assert not any(torch.equal(first.params[k], second.params[k]) for k in first.params)
     assert first.loss is None
     assert client.reply(Task(state.surrogate, 1), data, first).label_counts is None
+
+
+def test_the_secret_is_longer_than_what_can_be_tried():
+    """Of 2**32 seeds, which are all that a generator of torch's tells apart, each can be tried."""
+    seeds = [private.secret_generator().bit_generator.seed_seq.entropy for _ in range(50)]
+    assert len(set(seeds)) == 50
+    assert max(seed.bit_length() for seed in seeds) > 120
+
+
+def test_every_bit_of_the_secret_is_in_the_noise():
+    low, high = (np.random.default_rng(3 + (bits << 64)) for bits in (0, 1))
+    shape = torch.Size([2, 3])
+    first, second = (private.gaussian(shape, rng=rng) for rng in (low, high))
+    assert first.shape == shape
+    assert first.dtype == torch.float32
+    assert not torch.equal(first, second)
 
 
 def test_checkpoints_of_a_private_walk_are_as_many_as_asked_for():
@@ -270,7 +287,7 @@ def test_the_mean_alone_under_noise_goes_all_the_way(tmp_path):
         ({"method": "ccvr"}, "= 1 needs a method whose clients train plainly .*, got 'ccvr'"),
         ({"method": "fedprox"}, "needs a method whose clients train plainly"),
         ({"client.share-label-counts": True}, "client.share-label-counts must be false under"),
-        ({"client.compile": True}, "client.compile must be false under"),
+        ({"client.compile": True}, "client.compile must be false under .*, whose steps"),
         ({"rounds.federated-evaluation": True}, "rounds.federated-evaluation must be false under"),
         ({"client.loss": "balanced-softmax"}, "client.loss must be 'cross-entropy' under"),
     ],

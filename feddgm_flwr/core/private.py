@@ -7,15 +7,16 @@ image of one client: whoever sees all that the client ever sends, the server abo
 tell whether that image was among them. ``core.accounting`` says how hardly.
 
 The noise must be the device's secret: it is the one randomness here that comes from the operating
-system and not from the run's seed, which the server knows. Knows no accountant and no Flower.
+system and not from the run's seed, which the server knows. It is numpy's: of a seed torch's
+generator takes but 32 bits on a CPU, which can all be tried. Knows no accountant and no Flower.
 """
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -62,9 +63,9 @@ class PrivacyConfig(Settings):
         return self.noise_multiplier > 0
 
 
-def secret_generator(device: torch.device | None = None) -> torch.Generator:
-    """Return a generator that nobody else can repeat."""
-    return torch.Generator(device or "cpu").manual_seed(secrets.randbits(63))
+def secret_generator() -> np.random.Generator:
+    """Return a generator that nobody else can repeat: 128 bits of the operating system's."""
+    return np.random.default_rng()
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ class PrivateWalk:
     Attributes
     ----------
     secret
-        Gives the generator of samples and noise, on a device.
+        Gives the generator of samples and noise.
     """
 
     privacy: PrivacyConfig
-    secret: Callable[[torch.device | None], torch.Generator] = field(default=secret_generator)
+    secret: Callable[[], np.random.Generator] = field(default=secret_generator)
 
     def __call__(
         self,
@@ -97,7 +98,7 @@ class PrivateWalk:
         """
         load_params(model, task.params)
         model.to(device).train()
-        draws, noise = self.secret(None), self.secret(device)
+        secret = self.secret()
         images, labels = data.images.to(device), data.labels.to(device)
         optimizer = torch.optim.SGD(
             model.parameters(),
@@ -110,13 +111,15 @@ class PrivateWalk:
         gradients = clipped_gradients(model, self.privacy.clip_norm)
         deviation = self.privacy.noise_multiplier * self.privacy.clip_norm
         for step in range(1, steps + 1):
-            chosen = poisson_sample(len(data), rate, rng=draws).to(device)
+            chosen = poisson_sample(len(data), rate, rng=secret).to(device)
             x = images[chosen]
             if len(x):
-                x = augment(x, config.augment, rng=draws, pixels=pixels_of(model))
+                # Seeded anew at each step, as 32 bits of a seed are too few for all of them.
+                looks = torch.Generator().manual_seed(int(secret.integers(2**63)))
+                x = augment(x, config.augment, rng=looks, pixels=pixels_of(model))
             summed = gradients(x, labels[chosen])
             for name, p in model.named_parameters():
-                drawn = torch.randn(p.shape, generator=noise, device=device)
+                drawn = gaussian(p.shape, rng=secret).to(device)
                 # By the expected size: the true one is the sample's secret.
                 p.grad = (summed[name] + deviation * drawn) / (rate * len(data))
             optimizer.step()
@@ -129,11 +132,15 @@ def sampling_rate(num_examples: int, config: TrainConfig) -> float:
     return min(1.0, config.batch_size / num_examples)
 
 
-def poisson_sample(count: int, rate: float, *, rng: torch.Generator) -> Int[Tensor, " chosen"]:
+def poisson_sample(count: int, rate: float, *, rng: np.random.Generator) -> Int[Tensor, " chosen"]:
     """Return the indices below ``count`` that are taken, each by itself with ``rate``."""
     # In float64: the numbers of float32 are too coarse for a rate to be exact.
-    drawn = torch.rand(count, generator=rng, dtype=torch.float64)
-    return (drawn < rate).nonzero().flatten()
+    return torch.from_numpy(np.flatnonzero(rng.random(count) < rate))
+
+
+def gaussian(shape: torch.Size, *, rng: np.random.Generator) -> Tensor:
+    """Return numbers of N(0, 1), on the CPU."""
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
 def clipped_gradients(
