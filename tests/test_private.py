@@ -18,6 +18,7 @@ from feddgm_flwr.core.params import load_params, params_of
 from feddgm_flwr.core.private import PrivacyConfig, PrivateWalk, clipped_gradients, poisson_sample
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import PLAIN, TrainConfig
+from feddgm_flwr.federation import ledger, saving
 from feddgm_flwr.federation.ledger import Ledger
 from feddgm_flwr.methods.client import Client
 
@@ -254,6 +255,36 @@ def test_a_resumed_run_without_its_ledger_does_not_begin(tmp_path):
     (ended.folder / "privacy.json").unlink()
     with pytest.raises(ValueError, match=r"needs privacy\.json in out-dir"):
         run(tmp_path / "run", resume=True, **{**how, "num_server_rounds": 2})
+
+
+def test_a_new_run_does_not_overwrite_what_one_that_saved_no_round_spent(tmp_path):
+    how = {**NOISE, "method": "fedavg"}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", tamper=power_cut(1), **how)
+    before = (tmp_path / "run" / "privacy.json").read_text()
+    with pytest.raises(ValueError, match=r"out-dir must be a new folder under .*privacy\.json"):
+        run(tmp_path / "run", **how)
+    assert (tmp_path / "run" / "privacy.json").read_text() == before
+
+
+def test_nobody_is_asked_before_the_disk_takes_the_ledger(tmp_path, monkeypatch):
+    refusals = [OSError(28, "No space left on device")] * 3
+    plain = ledger.write_atomically
+
+    def write(path, data):
+        if refusals:
+            raise refusals.pop()
+        plain(path, data)
+
+    monkeypatch.setattr(ledger, "write_atomically", write)
+    monkeypatch.setattr(saving, "AGAIN_S", 0.0)
+    config = RunConfig.from_run_config({"privacy.noise-multiplier": 1.0})
+    Ledger(config, tmp_path).asked([0, 2])
+    assert not refusals
+    assert ledger.read(tmp_path / "privacy.json") == {0: Account(1), 2: Account(1)}
+    refusals += [OSError(28, "No space left on device")] * saving.TRIES
+    with pytest.raises(saving.UnsavedError, match=r"privacy\.json cannot be written to out-dir"):
+        Ledger(dataclasses.replace(config, resume=True, out_dir=str(tmp_path)), tmp_path).asked([1])
 
 
 def test_a_client_whose_replies_were_all_set_aside_is_unknown_and_not_forgotten(tmp_path):

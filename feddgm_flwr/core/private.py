@@ -28,7 +28,7 @@ from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import ClientConfig, Task, Walk, checkpoint_steps, on_cpu
 from feddgm_flwr.core.params import Params, load_params, params_of
 from feddgm_flwr.core.settings import Settings, setting
-from feddgm_flwr.core.training import Rule, TrainConfig, pixels_of, steps_of
+from feddgm_flwr.core.training import Descent, Rule, TrainConfig, pixels_of, steps_of
 
 CHUNK = 32
 """Images whose own gradients are held at once."""
@@ -100,12 +100,7 @@ class PrivateWalk:
         model.to(device).train()
         secret = self.secret()
         images, labels = data.images.to(device), data.labels.to(device)
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        descent = Descent(list(model.parameters()), config)
         rate, steps = sampling_rate(len(data), config), steps_of(len(data), config)
         marks, passed = checkpoint_steps(steps, config.checkpoints), list[Params]()
         gradients = clipped_gradients(model, self.privacy.clip_norm)
@@ -122,7 +117,7 @@ class PrivateWalk:
                 drawn = gaussian(p.shape, rng=secret).to(device)
                 # By the expected size: the true one is the sample's secret.
                 p.grad = (summed[name] + deviation * drawn) / (rate * len(data))
-            optimizer.step()
+            descent.step()
             passed.extend(on_cpu(params_of(model)) for mark in marks if mark == step)
         return Walk(on_cpu(params_of(model)), tuple(passed), steps, None, model=model)
 

@@ -132,7 +132,7 @@ def train(
     if not config.epochs:
         return _standing_loss(model, data, config.batch_size, rule.objective)
 
-    descent = _Descent(list(model.parameters()), config)
+    descent = Descent(list(model.parameters()), config)
     step = _Step(model, descent, rule.objective, rule.adjust)
     whole = _made_fast(step, data, config, device) if compile else step
     pixels = pixels_of(model)
@@ -158,7 +158,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class _Descent:
+class Descent:
     """SGD as ``torch.optim.SGD`` does it, by the function that this calls.
 
     The class itself imports all of ``torch.compile``, compiled or not: of a device, whose every
@@ -202,7 +202,7 @@ class _Step:
     """One step of SGD on a batch."""
 
     model: nn.Module
-    descent: _Descent
+    descent: Descent
     objective: Objective
     adjust: Callable[[Sequence[nn.Parameter]], None] | None
 

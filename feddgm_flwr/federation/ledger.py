@@ -2,17 +2,20 @@
 
 A client that was asked may have answered, whatever became of the round: a run that stops within one
 and goes on asks again, and both count. So the ledger is a file of its own, written before the
-messages go out, and not a part of the checkpoint, which a round leaves only when it is over.
+messages go out, and not a part of the checkpoint, which a round leaves only when it is over. While
+a disk refuses it, nobody is asked.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.accounting import Account, epsilon_of, need_accountant
 from feddgm_flwr.events import PrivacySpent
+from feddgm_flwr.federation.saving import insist
 from feddgm_flwr.files import write_atomically
 
 FILE = "privacy.json"
@@ -24,17 +27,30 @@ class Ledger:
     Raises
     ------
     ValueError
-        The accountant is not installed, or the file of a resumed run is missing or damaged.
+        The accountant is not installed, the file of a resumed run is missing or damaged, or the
+        folder of a new one holds a file of another's.
     """
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         need_accountant()
         self._privacy, self._client = config.privacy, config.client
         self._path = folder / FILE
+        if self._path.exists() and not config.resume:
+            raise ValueError(
+                f"out-dir must be a new folder under privacy.noise-multiplier, got {str(folder)!r}, "
+                f"whose {FILE} says what clients have spent in a run that saved no round; "
+                "name another folder, and count that run beside"
+            )
         self.accounts: dict[int, Account] = read(self._path) if config.resume else {}
 
     def asked(self, clients: Sequence[int]) -> None:
-        """Note who is about to be asked to train."""
+        """Note who is about to be asked to train.
+
+        Raises
+        ------
+        UnsavedError
+            The disk has refused it for half an hour; so does ``heard``.
+        """
         self.accounts |= {c: self.accounts.get(c, Account()).asked() for c in clients}
         self._write()
 
@@ -62,7 +78,8 @@ class Ledger:
 
     def _write(self) -> None:
         plain = {str(c): asdict(a) for c, a in sorted(self.accounts.items())}
-        write_atomically(self._path, json.dumps(plain, indent=1).encode())
+        data = json.dumps(plain, indent=1).encode()
+        insist(partial(write_atomically, self._path, data), FILE, self._path.parent)
 
 
 def read(path: Path) -> dict[int, Account]:
