@@ -1,6 +1,8 @@
 """Laws of the audit: copies are near, what was learned by heart is found out, chance is chance."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 from feddgm_flwr.auditing import command
 from feddgm_flwr.auditing.membership import OFFLINE_A, attacked, judged, rmia
 from feddgm_flwr.auditing.nearness import nearness
-from feddgm_flwr.auditing.subject import Subject, real_images
+from feddgm_flwr.auditing.subject import Subject, real_images, reference
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.data.datasets import load, read
 from feddgm_flwr.data.partition import partition
@@ -144,6 +146,33 @@ def test_an_audit_leaves_figures_a_table_and_a_picture_and_goes_on(ended, monkey
     monkeypatch.setattr(command, "reference", again)
     assert command.main([str(ended.folder), "--references", "2"]) == 0
     assert json.loads((folder / "audit.json").read_text()) == told
+
+
+def test_reference_models_that_fit_no_more_are_made_anew_or_named(ended, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(command, "reference", lambda *of: made.append(of) or reference(*of))
+    subject = Subject.of(ended.folder)
+    population = real_images(subject, None, None, None).population
+    command.references(subject, population, 2)
+    before = len(made)
+    longer = dataclasses.replace(subject.config, num_server_rounds=2)
+    command.references(dataclasses.replace(subject, config=longer), population, 1)
+    assert len(made) == before + 1
+    for file in (ended.folder / "audit" / "references").iterdir():
+        file.write_bytes(b"x")
+    assert command.main([str(ended.folder), "--references", "2"]) == 1
+    assert "remove a reference model to have it anew" in capsys.readouterr().out
+    shutil.rmtree(ended.folder / "audit" / "references")
+
+
+def test_a_prior_that_is_gone_is_said_in_a_sentence(ended, monkeypatch, capsys):
+    def gone(config):
+        raise ValueError("prior.path must be a file, got '/gone'; correct it")
+
+    monkeypatch.setattr(command, "first_surrogate", gone)
+    arguments = [str(ended.folder), "--references", "3"]
+    assert command.main(arguments) == 1
+    assert capsys.readouterr().out == "prior.path must be a file, got '/gone'; correct it\n"
 
 
 def test_images_can_be_named(ended, tmp_path):

@@ -57,6 +57,11 @@ def test_who_shares_no_class_with_another_cannot_be_judged():
     assert math.isnan(found[0])
 
 
+def test_a_reply_whose_numbers_overflow_holds_nothing_likely():
+    found = gains([witness(1, (1,), math.inf)], pictures(), torch.device("cpu"))
+    assert found[1] == pytest.approx(-0.5)
+
+
 def test_who_gained_nothing_is_not_believed_unless_half_or_more_are():
     assert disbelieved({0: 0.1, 1: -0.1, 2: 0.2, 3: math.nan}) == {1: -0.1}
     assert disbelieved({0: 0.1, 1: 0.0, 2: 0.2}) == {1: 0.0}

@@ -28,6 +28,7 @@ from feddgm_flwr.auditing.subject import (
     model_of,
     real_images,
     reference,
+    reference_training,
 )
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.params import fingerprint
@@ -68,8 +69,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def references(subject: Subject, population: ImageSet, count: int) -> list[nn.Module]:
     """Return reference models, each of half of the population; those that are there are read."""
     config, folder = subject.config, subject.folder / "audit" / "references"
-    # Another population makes other models.
-    mark = fingerprint({"images": population.images, "labels": population.labels})
+    # Another population makes other models, and so does a run that went on for more rounds.
+    epochs = torch.tensor(reference_training(config).epochs)
+    mark = fingerprint({"images": population.images, "labels": population.labels, "epochs": epochs})
     names = [f"{mark}_{index:03d}.safetensors" for index in range(count)]
     start, found = None, []
     for index, name in enumerate(tqdm(names, desc="reference models", unit="model")):
@@ -218,10 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         subject = Subject.of(options.run.absolute())
         real = real_images(subject, options.members, options.non_members, options.population)
-    except (ValueError, OSError) as error:
+        # They need the run's prior; and what clients bear with noise may diverge without it.
+        others = references(subject, real.population, options.references)
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.stdout.write(f"{error}\n")
         return 1
-    others = references(subject, real.population, options.references)
     near_by_round, by_model = near(subject, real), attacks(subject, real, others)
     found = real, near_by_round, by_model, len(others)
     folder = subject.folder / "audit"

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from feddgm_flwr.build import build_tools, first_state
@@ -83,13 +84,25 @@ class Subject:
 
 
 def model_of(config: RunConfig, name: str, file: Path) -> nn.Module:
-    """Return a model that a run saved."""
+    """Return a model that a run, or an audit of it, saved.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, or another's.
+    """
     spec, surrogates = spec_of(config.data), config.surrogate.architectures
     if name in surrogates:
         module: nn.Module = build_surrogate(surrogates[name], spec)
     else:
         module = build_global_model(name, spec, config.surrogate)
-    module.load_state_dict(safetensors.torch.load_file(file))
+    try:
+        module.load_state_dict(safetensors.torch.load_file(file))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"a model must be as the run's settings say, got {type(error).__name__} of "
+            f"{str(file)!r}; restore it from a copy, or remove a reference model to have it anew"
+        ) from error
     return module.eval()
 
 

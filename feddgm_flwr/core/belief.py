@@ -63,7 +63,8 @@ def gains(
             mixture(who.module, [p], [1], images.images[others], device=device)
             for p in (who.update.params, who.sent)
         )
-        gain = (now - before).gather(1, labels[others, None]).mean()
+        # A reply whose numbers overflow holds nothing likely, and is not one that none can judge.
+        gain = (now.nan_to_num(0.0) - before).gather(1, labels[others, None]).mean()
         found[who.update.partition_id] = float(gain)
     return found
 

@@ -37,8 +37,8 @@ class Ledger:
         self._path = folder / FILE
         if self._path.exists() and not config.resume:
             raise ValueError(
-                f"out-dir must be a new folder under privacy.noise-multiplier, got {str(folder)!r}, "
-                f"whose {FILE} says what clients have spent in a run that saved no round; "
+                "out-dir must be a new folder under privacy.noise-multiplier, got "
+                f"{str(folder)!r}, whose {FILE} says what clients have spent in a run that saved no round; "
                 "name another folder, and count that run beside"
             )
         self.accounts: dict[int, Account] = read(self._path) if config.resume else {}
