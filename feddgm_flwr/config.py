@@ -174,10 +174,9 @@ class RunConfig(Settings):
             )
 
     @property
-    def min_replies(self) -> int:
-        """Usable replies that a round needs: where only means are distilled, one is no mean."""
-        only_means = self.makes_images and self.distill.of == "aggregate"
-        return max(self.rounds.min_replies, 2 if only_means else 1)
+    def only_means(self) -> bool:
+        """Whether a reply counts as a part of a mean alone, so that one by itself does not."""
+        return self.makes_images and self.distill.of == "aggregate"
 
     @property
     def starts_from_prior(self) -> bool:

@@ -149,10 +149,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     assert same_models(resumed.models, whole.models)
 
 
-def test_a_round_of_one_usable_reply_keeps_the_old_model(tmp_path):
-    how = {**ALONE, "clients": 2, "num_server_rounds": 1}
-    spoiled = spoil(partial(break_reply, how="count"))
-    with pytest.raises(NoReplyError, match="'aggregate' needs 2 usable replies, got 1"):
+@pytest.mark.parametrize("widths", ["", "4"])
+def test_a_round_of_one_usable_reply_of_each_width_keeps_the_old_model(tmp_path, widths):
+    how = {**ALONE, "clients": 2, "num_server_rounds": 1, "surrogate__narrow_widths": widths}
+    spoiled = None if widths else spoil(partial(break_reply, how="count"))
+    with pytest.raises(NoReplyError, match="'aggregate' needs 2 usable replies of one width"):
         run(tmp_path / "run", tamper=spoiled, **how)
 
 

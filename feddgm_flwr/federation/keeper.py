@@ -7,6 +7,7 @@ need be with the old model.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -303,7 +304,7 @@ class RoundKeeper(Strategy):
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
         self._tell.judged(now.screened, self.state.surrogates)
         self._count_privacy(now.screened.updates)
-        now.kept = self._too_few(len(now.screened.accepted))
+        now.kept = self._too_few(now.screened.updates)
         limits = self._config.server.limits
         now.updates, cuts = within_limits(now.screened.updates, self.state.surrogates, limits)
         self._tell.cut(cuts)
@@ -330,16 +331,20 @@ class RoundKeeper(Strategy):
                 fewest,
             )
 
-    def _too_few(self, accepted: int) -> str:
-        """Return why so many replies are not enough, or ""."""
-        wanted = self._config.min_replies
-        if accepted >= wanted:
-            return ""
+    def _too_few(self, accepted: Sequence[ClientUpdate]) -> str:
+        """Return why these replies are not enough, or ""."""
+        wanted = self._config.rounds.min_replies
         if not accepted:
             return "no reply could be used"
-        if wanted > self._config.rounds.min_replies:
-            return "distill.of = 'aggregate' needs 2 usable replies, got 1, whose mean it would be"
-        return f"rounds.min-replies = {wanted} replies must be usable, got {accepted}"
+        if len(accepted) < wanted:
+            return f"rounds.min-replies = {wanted} replies must be usable, got {len(accepted)}"
+        most = max(Counter(u.surrogate for u in accepted).values())
+        if self._config.only_means and most < 2:
+            return (
+                "distill.of = 'aggregate' needs 2 usable replies of one width, got no more than 1, "
+                "whose mean would be itself"
+            )
+        return ""
 
     def _advance(self, updates: Sequence[ClientUpdate]) -> None:
         """Take the method's next state, unless there is none or it is broken."""
