@@ -10,7 +10,8 @@ import torch
 from inprocess_run import run
 from torch import nn
 
-from feddgm_flwr.auditing import command
+from feddgm_flwr import events
+from feddgm_flwr.auditing import command, subject
 from feddgm_flwr.auditing.membership import OFFLINE_A, attacked, judged, rmia
 from feddgm_flwr.auditing.nearness import nearness
 from feddgm_flwr.auditing.subject import Subject, real_images, reference
@@ -115,15 +116,21 @@ def ended(tmp_path_factory):
 
 
 def test_members_are_the_images_of_those_who_were_asked(ended):
-    subject = Subject.of(ended.folder)
+    audited = Subject.of(ended.folder)
     asked = sorted({c for e in ended.of("round-start") for c in e["clients"]})
     assert len(asked) == 2
-    real = real_images(subject, None, None, None)
-    data = read(subject.config.data, "train")
-    parts = partition(data.labels, subject.config.data, num_clients=3, seed=2)
+    real = real_images(audited, None, None, None)
+    data = read(audited.config.data, "train")
+    parts = partition(data.labels, audited.config.data, num_clients=3, seed=2)
     assert len(real.members) == sum(len(parts[c]) for c in asked)
-    test = load(subject.config.data, "test")
+    test = load(audited.config.data, "test")
     assert len(real.non_members) + len(real.population) == len(test)
+
+
+def test_those_who_were_asked_late_in_a_long_log_are_members_too(ended, monkeypatch):
+    monkeypatch.setattr(events, "CHUNK_BYTES", 1000)
+    (start,) = ended.of("round-start")
+    assert subject.asked_clients(ended.folder) == tuple(sorted(start["clients"]))
 
 
 def test_an_audit_leaves_figures_a_table_and_a_picture_and_goes_on(ended, monkeypatch, capsys):
@@ -151,12 +158,12 @@ def test_an_audit_leaves_figures_a_table_and_a_picture_and_goes_on(ended, monkey
 def test_reference_models_that_fit_no_more_are_made_anew_or_named(ended, monkeypatch, capsys):
     made = []
     monkeypatch.setattr(command, "reference", lambda *of: made.append(of) or reference(*of))
-    subject = Subject.of(ended.folder)
-    population = real_images(subject, None, None, None).population
-    command.references(subject, population, 2)
+    audited = Subject.of(ended.folder)
+    population = real_images(audited, None, None, None).population
+    command.references(audited, population, 2)
     before = len(made)
-    longer = dataclasses.replace(subject.config, num_server_rounds=2)
-    command.references(dataclasses.replace(subject, config=longer), population, 1)
+    longer = dataclasses.replace(audited.config, num_server_rounds=2)
+    command.references(dataclasses.replace(audited, config=longer), population, 1)
     assert len(made) == before + 1
     for file in (ended.folder / "audit" / "references").iterdir():
         file.write_bytes(b"x")
@@ -182,10 +189,18 @@ def test_images_can_be_named(ended, tmp_path):
             train_images=(noise(12, 5) * 255).byte().permute(0, 2, 3, 1).numpy(),
             train_labels=np.arange(12) % 10,
         )
-    subject = Subject.of(ended.folder)
-    real = real_images(subject, tmp_path / "mine.npz", tmp_path / "others.npz", None)
+    audited = Subject.of(ended.folder)
+    real = real_images(audited, tmp_path / "mine.npz", tmp_path / "others.npz", None)
     assert (len(real.members), len(real.non_members), len(real.population)) == (12, 6, 6)
     assert real.members.images.shape[1:] == (1, 16, 16)
+
+
+def test_images_that_are_not_there_are_named_by_their_option(ended, tmp_path, capsys):
+    gone = str(tmp_path / "gone")
+    assert command.main([str(ended.folder), "--non-members", gone]) == 1
+    assert capsys.readouterr().out.startswith(f"--non-members must exist, got '{gone}';")
+    assert command.main([str(ended.folder), "--population", gone]) == 1
+    assert capsys.readouterr().out.startswith(f"--population must exist, got '{gone}';")
 
 
 def test_what_cannot_be_audited_is_said_in_a_sentence(tmp_path, capsys):

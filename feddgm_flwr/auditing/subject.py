@@ -22,8 +22,10 @@ from feddgm_flwr.core.params import Params, load_params
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import TrainConfig, train
 from feddgm_flwr.data.datasets import load, read, spec_of
+from feddgm_flwr.data.own import Words
 from feddgm_flwr.data.partition import own_source, partition
-from feddgm_flwr.events import Event, Follower, RoundStart
+from feddgm_flwr.events import RoundStart
+from feddgm_flwr.events import read as read_events
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.monitoring.plots import SAVED
 
@@ -119,7 +121,7 @@ def images_of(folder: Path) -> dict[int, Float[Tensor, "n c h w"]]:
 
 def asked_clients(folder: Path) -> tuple[int, ...]:
     """Return the clients that the run's log says were asked to train."""
-    events: list[Event] = [r.event for r in Follower(folder / "events.jsonl").poll()]
+    events = [r.event for r in read_events(folder / "events.jsonl")]
     return tuple(sorted({c for e in events if isinstance(e, RoundStart) for c in e.clients}))
 
 
@@ -155,10 +157,13 @@ def real_images(
         They are not said and cannot be worked out, or are not what a client could read.
     """
     config = subject.config
-    mine = clients_images(subject) if members is None else _named(config, members)
-    others = load(config.data, "test") if non_members is None else _named(config, non_members)
+    mine = clients_images(subject) if members is None else _named(config, members, "--members")
+    if non_members is None:
+        others = load(config.data, "test")
+    else:
+        others = _named(config, non_members, "--non-members")
     if population is not None:
-        return Real(mine, others, _named(config, population))
+        return Real(mine, others, _named(config, population, "--population"))
     order = torch.randperm(len(others), generator=derive(config.seed, "audit-population"))
     half = len(others) // 2
     if not half:
@@ -189,8 +194,15 @@ def clients_images(subject: Subject) -> ImageSet:
     return data.take(np.sort(np.concatenate([parts[c] for c in subject.clients])))
 
 
-def _named(config: RunConfig, path: Path) -> ImageSet:
-    return load(own_source(config.data, path.absolute()), "train")
+def _named(config: RunConfig, path: Path, option: str) -> ImageSet:
+    """Return the images of part ``train`` that an option names."""
+    words = Words(
+        key=option,
+        classes="rename or remove them, for the classes are the run's",
+        channels="convert them, for the channels are the run's",
+        labels="correct them, for the classes are the run's",
+    )
+    return load(own_source(config.data, path.absolute()), "train", words)
 
 
 def reference_training(config: RunConfig) -> TrainConfig:
