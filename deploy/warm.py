@@ -48,8 +48,8 @@ def main() -> None:
     """Make the program and the socket; serve until the parent is gone."""
     folder = Path(sys.argv[1]).resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    parent = os.getppid()  # before the seconds of importing, in which it may end
     import_all()
-    parent = os.getppid()
     os.chdir(folder)
     Path(SOCKET).unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listening:

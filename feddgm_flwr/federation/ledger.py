@@ -38,8 +38,8 @@ class Ledger:
         if self._path.exists() and not config.resume:
             raise ValueError(
                 "out-dir must be a new folder under privacy.noise-multiplier, got "
-                f"{str(folder)!r}, whose {FILE} says what clients have spent in a run that saved no round; "
-                "name another folder, and count that run beside"
+                f"{str(folder)!r}, whose {FILE} says what clients have spent in a run that saved "
+                "no round; name another folder, and count that run beside"
             )
         self.accounts: dict[int, Account] = read(self._path) if config.resume else {}
 
