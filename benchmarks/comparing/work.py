@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -225,8 +226,20 @@ def _note(record: Record, done: Round) -> None:
             "accuracy": done.accuracy,
             "asked": len(done.asked),
             **asdict(done.cost),
+            **_matching(done),
         }
     )
+
+
+def _matching(done: Round) -> Record:
+    """Return the mean matching loss over clients, before and after distillation."""
+    reports = done.report.distilled if done.report else ()
+    moved = [r for r in reports if r.iterations]
+    if not moved:
+        return {}
+    first, last = (statistics.fmean(v) for v in zip(*((r.first_loss, r.last_loss) for r in moved),
+                                                    strict=True))  # fmt: skip
+    return {"matching": {"first": first, "last": last}}
 
 
 def _draw(done: Round, unit: Unit, folder: Path) -> None:
