@@ -26,7 +26,7 @@ RATES = (0.01, 0.001)
 RESAMPLES = 500
 LEVEL = 0.95
 
-Scores = Float[np.ndarray, " n"]
+Scores = Float[np.ndarray, " _"]
 
 
 @dataclass(frozen=True)

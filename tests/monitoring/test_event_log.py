@@ -170,6 +170,9 @@ class FullDisk:
         self.room -= taken
         return taken
 
+    def fileno(self):
+        return self.file.fileno()
+
     def close(self):
         self.file.close()
         raise OSError(5, "Input/output error")
