@@ -33,7 +33,7 @@ from hostile import DIGITS, QUICK
 from inprocess import Meddler, Round, own_images, quiet, rounds_of, scorer
 from torch import nn
 
-from feddgm_flwr.auditing.membership import attacked, half_of
+from feddgm_flwr.auditing.membership import Interval, attacked, half_of
 from feddgm_flwr.auditing.nearness import nearness
 from feddgm_flwr.auditing.subject import reference
 from feddgm_flwr.build import build_learners, build_tools, first_state
@@ -186,18 +186,9 @@ def audited(case: Case, last: Round, told: Said) -> dict[str, Any]:
     return {
         "accuracy_on_members": found.accuracy[0],
         "accuracy_on_non_members": found.accuracy[1],
-        "rmia": attack_figures(found.rmia),
-        "loss": attack_figures(found.loss),
+        "rmia": found.rmia.figures,
+        "loss": found.loss.figures,
         "nearness": near,
-    }
-
-
-def attack_figures(attack: Any) -> dict[str, Any]:  # noqa: ANN401 (an ``Attack``)
-    """Return an attack's figures as JSON has them."""
-    rates = attack.true_positives.items()
-    return {
-        "auc": asdict(attack.auc),
-        **{f"tpr_at_{rate:g}": None if i is None else asdict(i) for rate, i in rates},
     }
 
 
@@ -303,25 +294,19 @@ def audit_table(done: Sequence[dict[str, Any]]) -> str:
     ]
     for r in done:
         a, near = r["audit"], r["audit"]["nearness"]
-        rates = [_percent(a["rmia"][f"tpr_at_{rate}"]) for rate in ("0.01", "0.001")]
+        rates = [a["rmia"][f"tpr_at_{rate}"] for rate in ("0.01", "0.001")]
         auc = a["rmia"]["auc"]
         cells = [
             r["row"],
             str(r["seed"]),
             f"{100 * a['accuracy_on_members']:.1f}, {100 * a['accuracy_on_non_members']:.1f}",
             f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})",
-            *rates,
+            *("-" if i is None else str(Interval(**i)) for i in rates),
             "-" if near is None else f"{near['ratio']:.3f}",
             "-" if near is None else f"{near['p_value']:.3f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _percent(i: dict[str, float] | None) -> str:
-    if i is None:
-        return "-"
-    return f"{100 * i['value']:.1f} % ({100 * i['low']:.1f} to {100 * i['high']:.1f})"
 
 
 def main() -> None:

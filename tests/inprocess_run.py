@@ -11,6 +11,7 @@ import torch
 from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.common.config import flatten_dict
 from inline_grid import InlineGrid, simulated
+from tiny import SMALL
 
 import client_app
 import server_app
@@ -21,20 +22,7 @@ DEFAULTS = flatten_dict(
     tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
 )
 FAST = {
-    "num-server-rounds": 2,
-    "data.name": "digits",
-    "data.alpha": 0.5,
-    "client.epochs": 1,
-    "surrogate.depth": 2,
-    "surrogate.width": 8,
-    "prior.kind": "pixel",
-    "distill.images-per-class": 1,
-    "distill.iterations": 2,
-    "distill.warm-iterations": 2,
-    "distill.student-steps": 2,
-    "distill.engine": "serial",
-    "union.epochs": 2,
-    "start.control": False,
+    **SMALL,
     "rounds.node-wait-s": 0.05,
     "rounds.timeout-s": 0.1,  # of a reply that was lost; the others are there at once
     # Pictures cost more than a round here, and most tests do not look at them.

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from feddgm_flwr.auditing.membership import Attack, Attacked, Interval, attacked, half_of
+from feddgm_flwr.auditing.membership import Attacked, Interval, attacked, half_of
 from feddgm_flwr.auditing.nearness import Nearness, nearness
 from feddgm_flwr.auditing.subject import (
     Real,
@@ -128,19 +128,11 @@ def as_json(
             name: {
                 "accuracy_on_members": a.accuracy[0],
                 "accuracy_on_non_members": a.accuracy[1],
-                "rmia": _figures(a.rmia),
-                "loss": _figures(a.loss),
+                "rmia": a.rmia.figures,
+                "loss": a.loss.figures,
             }
             for name, a in by_model.items()
         },
-    }
-
-
-def _figures(attack: Attack) -> dict[str, Any]:
-    rates = attack.true_positives.items()
-    return {
-        "auc": asdict(attack.auc),
-        **{f"tpr_at_{rate:g}": None if i is None else asdict(i) for rate, i in rates},
     }
 
 
@@ -160,7 +152,7 @@ def table(
     ]
     for name, a in by_model.items():
         for attack, found in (("RMIA", a.rmia), ("loss", a.loss)):
-            rates = [_percent(i) for i in found.true_positives.values()]
+            rates = ["-" if i is None else str(i) for i in found.true_positives.values()]
             cells = [name, *(f"{100 * x:.1f} %" for x in a.accuracy), attack, _plain(found.auc)]
             lines.append(f"| {' | '.join([*cells, *rates])} |")
     if not near_by_round:
@@ -187,10 +179,6 @@ def table(
 
 def _plain(i: Interval) -> str:
     return f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})"
-
-
-def _percent(i: Interval | None) -> str:
-    return "-" if i is None else f"{100 * i.value:.1f} % ({100 * i.low:.1f} to {100 * i.high:.1f})"
 
 
 def draw(near_by_round: dict[int, Nearness], by_model: dict[str, Attacked], path: Path) -> None:

@@ -9,7 +9,8 @@ plain attack by loss (Yeom et al., arXiv 1709.01604). Knows no run and no file.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,10 @@ class Interval:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """Return it in percent."""
+        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -52,6 +57,15 @@ class Attack:
 
     auc: Interval
     true_positives: dict[float, Interval | None]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """All as JSON has it."""
+        rates = self.true_positives.items()
+        return {
+            "auc": asdict(self.auc),
+            **{f"tpr_at_{rate:g}": None if i is None else asdict(i) for rate, i in rates},
+        }
 
 
 @torch.no_grad()

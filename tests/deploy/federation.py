@@ -7,7 +7,6 @@ of its own, and `closing` ends every group, whatever a test did.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,43 +14,21 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from kit import DEPLOY, ROOT, credentials
+from kit import DEPLOY, ROOT, credentials, free_ports
+from tiny import SMALL
 
 OWN = "127.0.0.1"
 WAIT_S = 300
 """Longest wait for anything; a busy machine needs it."""
 
 TINY = {
-    "num-server-rounds": 2,
-    "data.name": "digits",
-    "data.alpha": 0.5,
-    "client.epochs": 1,
-    "surrogate.depth": 2,
-    "surrogate.width": 8,
-    "prior.kind": "pixel",
-    "distill.images-per-class": 1,
-    "distill.iterations": 2,
-    "distill.warm-iterations": 2,
-    "distill.student-steps": 2,
-    "distill.engine": "serial",
-    "union.epochs": 2,
-    "start.control": False,
+    **SMALL,
     "server.threads": 1,
     "rounds.min-clients": 2,
     "rounds.node-wait-s": WAIT_S,
     "rounds.timeout-s": WAIT_S,
 }
 """Settings of a run whose rounds take as long as Flower needs to start its processes."""
-
-
-def free_ports(number):
-    sockets = [socket.socket() for _ in range(number)]
-    for s in sockets:
-        s.bind((OWN, 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def until(true, what, seconds=WAIT_S, tell=lambda: ""):

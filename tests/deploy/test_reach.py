@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kit import DEPLOY, credentials, mode
+from kit import DEPLOY, credentials, free_ports, mode
 
 DEVICES, OWN = "127.0.0.2", "127.0.0.1"
 """The server's address in the devices' network, and the one that it alone has."""
@@ -20,16 +20,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 127.0.0.2 as it is"),
 ]
-
-
-def free_ports(number):
-    sockets = [socket.socket() for _ in range(number)]
-    for s in sockets:
-        s.bind((OWN, 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def reached(address, port):

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from federation import OWN, WAIT_S, free_ports, kill, until
-from kit import DEPLOY, credentials
+from federation import OWN, WAIT_S, kill, until
+from kit import DEPLOY, credentials, free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy]
 
