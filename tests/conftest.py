@@ -34,3 +34,9 @@ def _log_as_it_was():
     yield
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_a_disk(monkeypatch):
+    """A test's disk that refuses for ever would be waited for half an hour."""
+    monkeypatch.setattr("feddgm_flwr.federation.saving.AGAIN_S", 0.0)

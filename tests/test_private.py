@@ -277,7 +277,6 @@ def test_nobody_is_asked_before_the_disk_takes_the_ledger(tmp_path, monkeypatch)
         plain(path, data)
 
     monkeypatch.setattr(ledger, "write_atomically", write)
-    monkeypatch.setattr(saving, "AGAIN_S", 0.0)
     config = RunConfig.from_run_config({"privacy.noise-multiplier": 1.0})
     Ledger(config, tmp_path).asked([0, 2])
     assert not refusals

@@ -8,11 +8,6 @@ import pytest
 from feddgm_flwr.federation import saving
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(saving, "AGAIN_S", 0.0)
-
-
 class Disk:
     """Refuses the first ``times`` calls."""
 
