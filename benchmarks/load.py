@@ -454,7 +454,8 @@ def main() -> None:
     shape = shape_of(chosen.surrogate_mb)
     for nodes in chosen.nodes:
         for start in chosen.start:
-            file = chosen.out / f"{nodes}-nodes-width-{shape['width']}-{start}.json"
+            name = f"{nodes}-nodes-width-{shape['width']}-{chosen.rounds}-rounds-{start}.json"
+            file = chosen.out / name
             if file.exists():
                 say(f"{file.name} is there already")
                 continue

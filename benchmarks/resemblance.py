@@ -10,7 +10,8 @@ images (theta_c). By images a class and iterations of distillation:
 - the share of test images that both answer alike;
 - ``|theta - theta_c| / |theta_0 - theta_c|``, 1 where nothing was learned of where theta_c lies.
 
-No prior helps: images themselves are optimised, from noise. Finished points are kept in ``--out``.
+No prior helps: images themselves are optimised, from noise. Finished points are kept in ``--out``,
+with the settings that made them.
 
     python benchmarks/resemblance.py --seeds 0 1 2
 
@@ -63,6 +64,11 @@ UNION: Said = {
     "union.epochs": EPOCHS,
     "union.lr": 0.05,
 }
+
+
+def settings() -> dict[str, Said]:
+    """Return what stands beside the kept points, so that no table mixes two experiments."""
+    return {"common": COMMON, "central": CENTRAL, "union": UNION}
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,31 @@ def by_kind(points: Sequence[Point]) -> dict[tuple[int, int], list[Point]]:
     return {k: [p for p in points if (p.images, p.iterations) == k] for k in kinds}
 
 
+def kept(file: Path) -> list[Point]:
+    """Return the points of a file, none where there is no file yet.
+
+    Raises
+    ------
+    SystemExit
+        They were made under other settings.
+    """
+    if not file.is_file():
+        return []
+    held = json.loads(file.read_text())
+    if held["settings"] != settings():
+        raise SystemExit(
+            f"{file} must hold points of this script's settings, got those of others; "
+            "move it away, or choose another --out"
+        )
+    return [Point(**point) for point in held["points"]]
+
+
+def keep(points: Sequence[Point], file: Path) -> None:
+    """Write points, and the settings that made them."""
+    held = {"settings": settings(), "points": [asdict(p) for p in points]}
+    write_atomically(file, json.dumps(held, indent=1).encode())
+
+
 def draw(points: Sequence[Point], file: Path) -> None:
     """Draw accuracy and distance by iterations, a line for each number of images."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -202,14 +233,13 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     file = chosen.out / "points.json"
-    done = [Point(**p) for p in json.loads(file.read_text())] if file.is_file() else []
+    done = kept(file)
     known = {(p.seed, p.images, p.iterations) for p in done}
     kinds = [(0, 0), *itertools.product(IMAGES, ITERATIONS)]
     todo = [(s, *kind) for s in chosen.seeds for kind in kinds if (s, *kind) not in known]
     for seed, images, iterations in tqdm(todo, desc="points"):
         done.append(measured(seed, images, iterations))
-        text = json.dumps([asdict(p) for p in done], indent=1)
-        write_atomically(file, text.encode())
+        keep(done, file)
     told = [p for p in done if p.seed in chosen.seeds]
     draw(told, chosen.out / "resemblance.png")
     text = table(told)

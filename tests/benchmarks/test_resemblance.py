@@ -48,3 +48,13 @@ def test_the_table_has_means_over_seeds():
     assert "| 3 | 10 | 0.40 | 70.0 | 62.0 | 0.80 |" in lines
     assert "| FedAvg | - | - | 30.0 | 30.0 | 0.90 |" in lines
     assert lines[-1].startswith("| trained on all images | - | - | 86.7 ")
+
+
+def test_points_are_kept_with_the_settings_that_made_them(tmp_path, monkeypatch):
+    file = tmp_path / "points.json"
+    assert resemblance.kept(file) == []
+    resemblance.keep([POINT], file)
+    assert resemblance.kept(file) == [POINT]
+    monkeypatch.setattr(resemblance, "UNION", {**resemblance.UNION, "union.epochs": 1})
+    with pytest.raises(SystemExit, match="got those of others; move it away"):
+        resemblance.kept(file)

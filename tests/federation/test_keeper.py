@@ -185,7 +185,6 @@ def refusing(monkeypatch, times):
         save(folder, saved)
 
     monkeypatch.setattr(checkpoint, "save", full)
-    monkeypatch.setattr(saving, "AGAIN_S", 0.0)
     return refused
 
 
