@@ -96,7 +96,9 @@ class RunConfig(Settings):
         may_differ=True,
     )
     resume: bool = setting(
-        False, "Go on from the checkpoint in `out-dir`, bit for bit.", may_differ=True
+        False,
+        "Go on from the checkpoint in `out-dir`, bit for bit; noise for privacy is drawn anew.",
+        may_differ=True,
     )
     data: DataConfig = field(default_factory=DataConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
