@@ -1,7 +1,8 @@
 """A real deployment under load: N SuperNodes on this machine, FedDGM beside plain Flower FedAvg.
 
 Claims: docs/deploy.md ("Load"). One SuperLink with TLS and keys, N SuperNodes by the scripts of
-deploy/, all on loopback; then a FedDGM run and a stock ``FedAvg`` of Flower (its own loop, the same
+deploy/, all on loopback, the nodes at a lower priority, since elsewhere they would not take the
+server's processors; then a FedDGM run and a stock ``FedAvg`` of Flower (its own loop, the same
 ClientApp) on the same nodes. Told: rounds completed, seconds a round, those of them that wait for
 clients and those that distil, CPU seconds of a message, peak memory of ServerApp, SuperLink and
 nodes, and the machine's load average. What is done is kept in ``--out`` and not done again.
@@ -40,6 +41,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "load"
 ADDRESS = "127.0.0.1"
 FLEET, CONTROL, SERVERAPPIO, FIRST = 19092, 19093, 19091, 19200
 RUN_WAIT_S = 4 * 3600.0
+POLITE = ("nice", "-n", "10")
+"""At equal priority 50 nodes keep a server from its heartbeats, and Flower calls the run failed."""
 SETTINGS = """
 num-server-rounds = {rounds}
 seed = 0
@@ -258,7 +261,8 @@ class Federation:
         with ExitStack() as stack:
 
             def begin(side: set[int], script: str, log: str, **said: object) -> None:
-                command = ["bash", str(ROOT / "deploy" / script)]
+                command = [*(POLITE if side is self.devices else ()), "bash"]
+                command.append(str(ROOT / "deploy" / script))
                 process = stack.enter_context(going(command, self.folder / log, **said))
                 side.add(process.pid)
 
@@ -276,7 +280,7 @@ class Federation:
             path = os.environ["PATH"]
             if self.warm:
                 home = self.folder / "warm"
-                command = [sys.executable, str(ROOT / "deploy" / "warm.py"), str(home)]
+                command = [*POLITE, sys.executable, str(ROOT / "deploy" / "warm.py"), str(home)]
                 process = stack.enter_context(going(command, self.folder / "warm.log"))
                 self.devices.add(process.pid)
                 until((home / "flwr-clientapp").exists, "the warm process")

@@ -7,8 +7,8 @@ Usage::
 Flower starts the program ``flwr-clientapp`` anew for every message, which imports torch and Flower
 before it reads one: two to four CPU seconds. Here that is done once; FOLDER/flwr-clientapp sends
 its arguments, folder, environment and files here, and a fork goes on as the program would. The
-app's own code still comes with each run and is imported by each fork. If nobody listens, the
-program itself is started, and says so. Ends with the process that started it.
+app's own code still comes with each run and is imported by each fork. If nobody takes a message,
+the program itself is started, and says so. Ends with the process that started it.
 
 It knows of Flower its program's name and entry, and of the app what it imports. Threads of OpenMP
 are those of this process's environment.
@@ -16,31 +16,45 @@ are those of this process's environment.
 
 import json
 import os
+import shlex
 import socket
 import sys
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAM, SOCKET = "flwr-clientapp", "socket"
+PROGRAM, SOCKET, HANDS_OVER = "flwr-clientapp", "socket", "hand_over.py"
+ANSWER_S = 60.0
+"""Within it a message is taken, or starts cold."""
+PAUSE_S = 0.2
+"""After a fork or an acceptance that the system refused."""
 
-HAND_OVER = """#!{python} -IS
-import json, os, socket, sys
-here = {folder!r}
-said = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
+# Not a "#!" with Python's path, which may hold blanks and be longer than such a line may be.
+STARTS = """#!/bin/sh
+exec {python} -IS {script} "$@"
+"""
+HAND_OVER = """import json, os, socket, sys
+here, program = {folder!r}, {program!r}
+argv = [program, *sys.argv[1:]]
+cwd = os.getcwd()
 try:
     warm = socket.socket(socket.AF_UNIX)
+    warm.settimeout({answer})
     os.chdir(here)  # the path of a socket must be short
     warm.connect({socket!r})
     socket.send_fds(warm, [b"+"], [0, 1, 2])
-    warm.sendall(said)
+    warm.sendall(json.dumps([argv, cwd, dict(os.environ)]).encode())
+    warm.shutdown(socket.SHUT_WR)
+    if not warm.recv(1):
+        raise OSError("it did not take it")
 except OSError as error:
     print("the warm process does not answer, this message starts cold:", error, file=sys.stderr)
-    os.chdir(json.loads(said)[1])
+    os.chdir(cwd)
     path = os.environ["PATH"].split(os.pathsep)
-    os.environ["PATH"] = os.pathsep.join(p for p in path if p != here)
-    os.execvp({program!r}, sys.argv)
+    os.environ["PATH"] = os.pathsep.join(p for p in path if os.path.realpath(p) != here)
+    os.execvp(program, argv)
 """
 
 
@@ -56,21 +70,45 @@ def main() -> None:
         listening.bind(SOCKET)
         listening.listen(256)
         listening.settimeout(1.0)
-        hand_over = HAND_OVER.format(
-            python=sys.executable, folder=str(folder), socket=SOCKET, program=PROGRAM
-        )
-        Path(PROGRAM).write_text(hand_over, encoding="utf-8")
-        Path(PROGRAM).chmod(0o700)
+        write_program(folder)
         while os.getppid() == parent:
             bury()
             try:
                 connection, _ = listening.accept()
             except TimeoutError:
                 continue
-            if os.fork() == 0:
-                listening.close()
-                become(connection)
-            connection.close()
+            except OSError as error:  # out of files, say; who asked may start cold meanwhile
+                complain(error)
+                continue
+            with connection:
+                try:
+                    child = os.fork()
+                except OSError as error:
+                    complain(error)
+                    continue
+                if child == 0:
+                    listening.close()
+                    become(connection)
+
+
+def write_program(folder: Path) -> None:
+    """Write what Flower starts for a message; it is there once all is ready for it."""
+    script = folder / HANDS_OVER
+    hand_over = HAND_OVER.format(
+        folder=str(folder), socket=SOCKET, program=PROGRAM, answer=ANSWER_S
+    )
+    script.write_text(hand_over, encoding="utf-8")
+    program = folder / f"{PROGRAM}.new"
+    starts = STARTS.format(python=shlex.quote(sys.executable), script=shlex.quote(str(script)))
+    program.write_text(starts, encoding="utf-8")
+    program.chmod(0o700)
+    program.replace(folder / PROGRAM)
+
+
+def complain(error: OSError) -> None:
+    """Say why a message was not taken, and give the system time."""
+    print(f"the warm process cannot take a message: {error}", file=sys.stderr, flush=True)
+    time.sleep(PAUSE_S)
 
 
 def bury() -> None:
@@ -98,9 +136,10 @@ def become(connection: socket.socket) -> None:
     """Be the program that ``connection`` tells of; never returns."""
     code = 1
     try:
-        connection.settimeout(60.0)
+        connection.settimeout(ANSWER_S)
         _, files, *_ = socket.recv_fds(connection, 1, 3)
         said = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        connection.sendall(b"+")  # from here on it is this process's, and no other's
         connection.close()
         for wanted, given in enumerate(files):
             os.dup2(given, wanted)

@@ -95,8 +95,8 @@ def is_there(out_dir: Path) -> bool:
     return (out_dir / FILE).exists() or (out_dir / PREVIOUS).exists()
 
 
-def load(out_dir: Path) -> Checkpoint:
-    """Return the newest sound checkpoint of ``out_dir``.
+def must_be_there(out_dir: Path) -> None:
+    """Ask for a run in ``out_dir``, and make nothing.
 
     Raises
     ------
@@ -108,6 +108,17 @@ def load(out_dir: Path) -> Checkpoint:
             f"resume = true needs a checkpoint in out-dir, got none in {out_dir}; "
             "run with resume = false, or point out-dir at the run to go on with"
         )
+
+
+def load(out_dir: Path) -> Checkpoint:
+    """Return the newest sound checkpoint of ``out_dir``.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    must_be_there(out_dir)
     broken = []
     for name in (FILE, PREVIOUS):
         try:

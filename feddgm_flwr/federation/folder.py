@@ -29,17 +29,13 @@ def run_folder(config: RunConfig) -> Path:
     Raises
     ------
     ValueError
-        It is relative, cannot be written, or holds another run that would be lost.
+        It is relative, cannot be written, or has no run to go on with.
     """
     folder = named_folder(config)
+    if config.resume:
+        checkpoint.must_be_there(folder)
     try:
-        if checkpoint.is_there(folder) and not config.resume:
-            raise ValueError(
-                f"out-dir must be a new folder, got {config.out_dir!r}, which holds a run; "
-                "go on with that run by resume = true, or name another folder"
-            )
-        if not config.resume:
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", b"1")
         (folder / ".writable").unlink()
     except OSError as error:

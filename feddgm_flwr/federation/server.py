@@ -87,9 +87,14 @@ def restored(config: RunConfig, folder: Path) -> checkpoint.Checkpoint | None:
     Raises
     ------
     ValueError
-        There is none, or ``config`` is another run's.
+        There is none, ``config`` is another run's, or what begins would lose a run that is there.
     """
     if not config.resume:
+        if checkpoint.is_there(folder):
+            raise ValueError(
+                f"out-dir must be a new folder, got {config.out_dir!r}, which holds a run; "
+                "go on with that run by resume = true, or name another folder"
+            )
         return None
     saved = checkpoint.load(folder)
     checkpoint.check_same_run(saved.config, config.flat())

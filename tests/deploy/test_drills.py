@@ -111,14 +111,15 @@ def test_a_server_app_that_outlives_its_super_link_keeps_the_folder_until_it_is_
 
 
 def test_two_runs_with_one_folder_are_one_run_and_a_refusal(federation, undisturbed, tmp_path):
-    federation.whole(0, 1)
-    first = federation.submit(tmp_path / "run", num_server_rounds=1)
-    first.event("round-start", round=1)
+    federation.whole()
+    first = federation.submit(tmp_path / "run", num_server_rounds=1, rounds__partitions=2)
+    first.says("waiting: 0 of rounds.min-clients")  # it cannot be over before the second comes
     second = federation.submit(tmp_path / "run", num_server_rounds=1)
     second.says("this run cannot go on: out-dir must be one run's alone, got ")
     second.says(f"process {first.pid} on ")
     second.says("wait for the end of that run or stop it")
     assert second.ended() == "finished:failed"
+    federation.whole(0, 1)
     assert first.ended() == "finished:completed", first.tell()
     assert "Traceback" not in first.log, first.tell()
     assert not second.all("run-start")

@@ -51,13 +51,33 @@ def asked(folder, *arguments, tmp_path):
 
 
 def test_a_program_is_a_fork_and_a_cold_start_where_nobody_answers(tmp_path):
-    folder = tmp_path / ("long" * 40) / "warm"  # longer than a socket's path may be
+    folder = tmp_path / ("a long one " * 16) / "warm"  # longer than a socket's path may be
     with warm(folder) as process:
         assert mode(folder) == 0o700
         assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 1
         said, wrong = asked(folder, "--help", tmp_path=tmp_path)
         assert "--clientappio-api-address" in said
         assert "cold" not in wrong
-    cold, why = asked(folder, "--help", tmp_path=tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for way in (folder, link):  # through a link it must not find itself again
+        cold, why = asked(way, "--help", tmp_path=tmp_path)
+        assert cold == said
+        assert "this message starts cold" in why
+    cold, why = asked_of_one_that_takes_nothing(folder, tmp_path)
     assert cold == said
-    assert "this message starts cold" in why
+    assert "this message starts cold: it did not take it" in why
+
+
+def asked_of_one_that_takes_nothing(folder, tmp_path):
+    """Call the program where a process listens that hears all and ends before it is a fork."""
+    script = (
+        "import socket; s = socket.socket(socket.AF_UNIX); s.bind('socket'); s.listen()\n"
+        "print('listens', flush=True); c, _ = s.accept(); s.close()\n"
+        "while c.recv(1 << 16): pass\n"
+    )
+    (folder / "socket").unlink()
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE) as listens:
+        listens.stdout.readline()
+        return asked(folder, "--help", tmp_path=tmp_path)

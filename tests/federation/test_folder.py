@@ -14,6 +14,7 @@ from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.events import ImagesDrawn, SpriteWritten
 from feddgm_flwr.federation import checkpoint, folder
+from feddgm_flwr.federation.server import restored
 from feddgm_flwr.monitoring.sprites import Sprites
 
 
@@ -36,15 +37,20 @@ def test_a_named_folder_is_taken_and_must_be_absolute(tmp_path):
 
 
 def test_another_run_is_never_overwritten(tmp_path):
+    config = configured(out_dir=str(tmp_path))
+    assert restored(config, folder.run_folder(config)) is None
     (tmp_path / checkpoint.FILE).touch()
-    with pytest.raises(ValueError, match=r"holds a run; .* resume = true"):
-        folder.run_folder(configured(out_dir=str(tmp_path)))
-    assert folder.run_folder(configured(out_dir=str(tmp_path), resume=True)) == tmp_path
+    with pytest.raises(ValueError, match=r"must be a new folder, .* holds a run; .* resume = true"):
+        restored(config, folder.run_folder(config))
 
 
-def test_resuming_needs_a_folder():
+def test_resuming_needs_a_folder_with_a_run_and_makes_none(tmp_path):
     with pytest.raises(ValueError, match="resume = true needs out-dir"):
         folder.run_folder(configured(resume=True))
+    misspelt = configured(resume=True, out_dir=str(tmp_path / "no" / "such"))
+    with pytest.raises(ValueError, match="resume = true needs a checkpoint in out-dir, got none"):
+        folder.run_folder(misspelt)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_models_are_saved_by_their_names(tmp_path):

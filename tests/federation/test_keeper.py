@@ -20,7 +20,7 @@ from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.data.datasets import spec_of
 from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.events import ClientAsked, ClientClipped, RoundEnd, RoundStart, Scored
-from feddgm_flwr.federation import checkpoint, saving
+from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.keeper import RoundKeeper
 from feddgm_flwr.federation.screening import NoReplyError
 from feddgm_flwr.methods.halves import ServerHalf
