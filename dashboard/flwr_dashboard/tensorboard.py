@@ -19,8 +19,7 @@ def write(run: Run, folder: Path) -> int:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError as error:
         raise ValueError(
-            f"--tensorboard needs TensorBoard's writer ({error}); "
-            "pip install 'flwr-dashboard[tensorboard]'"
+            f"--tensorboard needs TensorBoard's writer ({error}); pip install tensorboard"
         ) from error
     writer, count = EventFileWriter(str(folder)), 0
     for number, this in sorted(run.rounds.items()):
