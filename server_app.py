@@ -82,6 +82,7 @@ def federate(
             partitions=0 if saved is None else saved.partitions,
             clients=() if saved is None else saved.clients,
             owners={} if saved is None else saved.owners,
+            own_data=() if saved is None else saved.own_data,
             num_threads=side.num_threads,
             results=side.results,
             out_dir=folder,

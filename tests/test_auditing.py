@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from inline_grid import simulated
 from inprocess_run import run
 from torch import nn
 
@@ -180,6 +181,51 @@ def test_a_prior_that_is_gone_is_said_in_a_sentence(ended, monkeypatch, capsys):
     arguments = [str(ended.folder), "--references", "3"]
     assert command.main(arguments) == 1
     assert capsys.readouterr().out == "prior.path must be a file, got '/gone'; correct it\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "clients", "own", "named"),
+    [
+        (2, (0, 1, 7), {7}, "7"),
+        (2, (0, 1, 7), (), "7"),
+        (3, (0, 1, 2), {1}, "1"),
+        (0, range(14), range(14), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 4 more"),
+    ],
+)
+def test_nobodys_part_is_taken_for_a_devices_own_data(ended, parts, clients, own, named):
+    audited = dataclasses.replace(
+        Subject.of(ended.folder),
+        partitions=parts,
+        clients=tuple(clients),
+        own_data=frozenset(own),
+    )
+    said = rf"^--members must be named where .* got none for clients {named}; name "
+    with pytest.raises(ValueError, match=said):
+        subject.clients_images(audited)
+
+
+def test_a_client_with_data_of_its_own_that_was_not_asked_does_no_harm(ended):
+    audited = dataclasses.replace(Subject.of(ended.folder), clients=(0, 2), own_data=frozenset({1}))
+    assert len(subject.clients_images(audited))
+
+
+def test_a_run_of_parts_and_of_data_of_ones_own_says_whose_images_must_be_named(tmp_path, capsys):
+    np.savez(
+        tmp_path / "own.npz",
+        train_images=(noise(40, 5) * 255).byte().permute(0, 2, 3, 1).numpy(),
+        train_labels=np.arange(40) % 10,
+    )
+    nodes = simulated(3)
+    nodes[1] = {"partition-id": 1, "data-dir": str(tmp_path / "own.npz")}
+    how = {"nodes": nodes, "method": "fedavg"}
+    run(tmp_path / "run", num_server_rounds=1, **how)
+    assert Subject.of(tmp_path / "run").own_data == {1}
+    # Another device bears the id from here on, and images of the first are in the models still.
+    how["nodes"] = simulated(3)
+    run(tmp_path / "run", num_server_rounds=2, resume=True, **how)
+    assert Subject.of(tmp_path / "run").own_data == {1}
+    assert command.main([str(tmp_path / "run")]) == 1
+    assert "got none for clients 1; name images" in capsys.readouterr().out
 
 
 def test_images_can_be_named(ended, tmp_path):

@@ -29,6 +29,9 @@ from feddgm_flwr.events import read as read_events
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.monitoring.plots import SAVED
 
+NAMED = 10
+"""Clients that a sentence names, at most."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -43,7 +46,10 @@ class Subject:
     clients
         Partition ids that were ever asked to train.
     partitions
-        Parts that the data were divided into; 0 where devices have data of their own.
+        Parts that the data were divided into; 0 where all devices had data of their own.
+    own_data
+        Partition ids that a device with data of its own ever answered for; a run of an earlier
+        version did not note them.
     """
 
     folder: Path
@@ -52,6 +58,7 @@ class Subject:
     distilled: dict[int, Float[Tensor, "n c h w"]]
     clients: tuple[int, ...]
     partitions: int
+    own_data: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, folder: Path) -> "Subject":
@@ -82,6 +89,7 @@ class Subject:
             images_of(folder),
             asked_clients(folder) or tuple(saved.clients),
             saved.partitions,
+            frozenset(saved.own_data),
         )
 
 
@@ -181,13 +189,16 @@ def clients_images(subject: Subject) -> ImageSet:
     Raises
     ------
     ValueError
-        The clients had data of their own.
+        A client had data of its own.
     """
     config, count = subject.config, subject.partitions
-    if not count:
+    # A device with data of its own may bear any id, that of a part too.
+    if own := [c for c in subject.clients if c >= count or c in subject.own_data]:
+        more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
         raise ValueError(
-            "the clients of this run had data of their own, which its folder does not hold; name "
-            "some of theirs by --members, and images that no client had by --non-members"
+            "--members must be named where clients had data of their own, which a run's folder "
+            f"does not hold, got none for clients {', '.join(map(str, own[:NAMED]))}{more}; name "
+            "images that clients trained on by it, and images that no client had by --non-members"
         )
     data = read(config.data, "train")
     parts = partition(data.labels, config.data, num_clients=count, seed=config.seed)

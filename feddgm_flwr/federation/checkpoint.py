@@ -49,6 +49,8 @@ class Checkpoint:
         CPU threads of the server's own computing, which decide its last bits.
     owners
         Partition id -> the node that first answered for it.
+    own_data
+        Partition ids that a device with data of its own ever answered for.
     """
 
     state: ServerState
@@ -59,6 +61,7 @@ class Checkpoint:
     clients: list[int]
     threads: int
     owners: dict[int, int] = field(default_factory=dict)
+    own_data: list[int] = field(default_factory=list)
 
 
 def save(out_dir: Path, checkpoint: Checkpoint) -> None:
@@ -72,6 +75,7 @@ def save(out_dir: Path, checkpoint: Checkpoint) -> None:
         "clients": checkpoint.clients,
         "threads": checkpoint.threads,
         "owners": checkpoint.owners,
+        "own_data": checkpoint.own_data,
     }
     buffer = io.BytesIO()
     torch.save(plain, buffer)

@@ -107,7 +107,7 @@ class RoundKeeper(Strategy):
         Of the data set.
     prior
         Fingerprint of the prior, "" without one; it goes into the checkpoint.
-    partitions, clients, owners
+    partitions, clients, owners, own_data
         Parts of the data, ids of clients and the nodes behind before a resume; 0 and none where
         not known.
     num_threads
@@ -133,6 +133,7 @@ class RoundKeeper(Strategy):
         partitions: int,
         clients: Sequence[int],
         owners: Mapping[int, int],
+        own_data: Iterable[int] = (),
         num_threads: int,
         results: Results,
         out_dir: Path,
@@ -154,6 +155,7 @@ class RoundKeeper(Strategy):
             partitions=partitions or config.rounds.partitions,
             clients=clients,
             owners=owners,
+            own_data=own_data,
             takeover=config.rounds.takeover,
             widths=config.surrogate.widths,
         )
@@ -509,6 +511,7 @@ class RoundKeeper(Strategy):
                 partitions=self.roster.partitions,
                 clients=self.roster.clients,
                 owners=self.roster.owners,
+                own_data=sorted(self.roster.own_data),
                 threads=self._threads,
             ),
         )

@@ -72,6 +72,8 @@ class Roster:
     owners
         Partition id -> the node that answered for it before a resume. Where nodes have keys their
         ids outlive a restart.
+    own_data
+        Partition ids that a device with data of its own answered for before a resume.
     takeover
         Whether another node may answer for a partition id while its own is away.
     widths
@@ -83,6 +85,8 @@ class Roster:
         Node -> why it may not take part, in words.
     owners
         Partition id -> the node that first answered for it.
+    own_data
+        Partition ids that a device with data of its own was ever online for.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Roster:
         partitions: int = 0,
         clients: Iterable[int] = (),
         owners: Mapping[int, int] | None = None,
+        own_data: Iterable[int] = (),
         takeover: bool = True,
         widths: Iterable[int] = (),
     ) -> None:
@@ -106,6 +111,7 @@ class Roster:
         self._said: set[tuple[int, str]] = set()
         self._away: list[int] = []
         self.owners: dict[int, int] = dict(owners or {})
+        self.own_data: set[int] = set(own_data)
         self.left_out: dict[int, str] = {}
 
     @property
@@ -157,6 +163,7 @@ class Roster:
             now = time.monotonic()
             if len(online) >= self._min_clients and (not self._open or now >= patient):
                 self._met = True
+                self.own_data |= {p for p, n in online.items() if not self._known[n].num_partitions}
                 self._say_who_stays_away(online)
                 return online
             if now >= deadline:

@@ -47,13 +47,26 @@ def same(a, b):
 
 OWNERS = {0: 2**64 - 1, 5: 7}
 RESULTS = {"rounds": [{"round": 1}]}
-SAVED = Checkpoint(STATE, RESULTS, CONFIG, "0123456789abcdef", 5, [0, 2, 5], 2, OWNERS)
+SAVED = Checkpoint(STATE, RESULTS, CONFIG, "0123456789abcdef", 5, [0, 2, 5], 2, OWNERS, [5])
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     checkpoint.save(tmp_path, SAVED)
     assert same(checkpoint.load(tmp_path), SAVED)
     assert [f.name for f in tmp_path.iterdir()] == [checkpoint.FILE]
+
+
+def test_a_checkpoint_from_before_a_field_was_added_is_read(tmp_path, monkeypatch):
+    plain = checkpoint.torch.save
+    monkeypatch.setattr(
+        checkpoint.torch,
+        "save",
+        lambda all_of_it, to: plain(
+            {k: v for k, v in all_of_it.items() if k not in ("owners", "own_data")}, to
+        ),
+    )
+    checkpoint.save(tmp_path, SAVED)
+    assert same(checkpoint.load(tmp_path), replace(SAVED, owners={}, own_data=[]))
 
 
 def twice(folder):

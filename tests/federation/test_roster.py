@@ -282,6 +282,23 @@ def test_a_first_node_that_lies_of_the_parts_is_outvoted_before_a_model_rests_on
     assert (known.partitions, known.clients) == (9, [1, 2])
 
 
+def test_who_ever_had_data_of_its_own_is_noted_also_after_a_resume():
+    nodes = Nodes({20: 0, 30: 1, 40: 7}, parts={20: 9, 30: 0, 40: 0, 50: 9})
+    known = made(own_data=[5])
+    known.online(nodes)
+    assert known.own_data == {1, 5, 7}
+    del nodes.identities[30]
+    nodes.identities[50] = 1
+    known.online(nodes)
+    assert known.own_data == {1, 5, 7}
+
+
+def test_who_is_left_out_says_nothing_of_anybodys_data():
+    known = made()
+    assert known.online(Nodes({20: 0, 30: 0}, parts={20: 9, 30: 0})) == {0: 20}
+    assert not known.own_data
+
+
 def test_once_settled_no_vote_changes_the_parts():
     nodes, known = Nodes({20: 0}, parts={20: 9, 30: 5, 40: 5}), made()
     known.online(nodes)
