@@ -237,14 +237,15 @@ class ClientRejected(Event):
 class PrivacySpent(Event):
     """What differential privacy of clients' images has spent in all rounds so far."""
 
-    epsilon: float
-    """The largest of the clients'; null where it is beyond every number."""
+    epsilon: float | None
+    """The largest in `clients`, and no bound for those `unknown`; null where it is beyond every
+    number, and where no client is known."""
     delta: float
     """Probability at which it holds."""
     clients: Mapping[str, float]
     """Partition id -> epsilon of that client's images, where it has said how many it has."""
     unknown: int
-    """Clients that were asked and have not said; `epsilon` knows nothing of them."""
+    """Clients that were asked and have not said; no `epsilon` is known of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Laws of private training: what a step adds, what it spends, and that nothing goes round it."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -18,9 +19,11 @@ from feddgm_flwr.core.params import load_params, params_of
 from feddgm_flwr.core.private import PrivacyConfig, PrivateWalk, clipped_gradients, poisson_sample
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import PLAIN, TrainConfig
+from feddgm_flwr.events import from_line, to_line
 from feddgm_flwr.federation import ledger, saving
 from feddgm_flwr.federation.ledger import Ledger
 from feddgm_flwr.methods.client import Client
+from feddgm_flwr.monitoring.events import sentence
 
 CPU = torch.device("cpu")
 NOISE = {"privacy__noise_multiplier": 2.0, "privacy__delta": 1e-3}
@@ -293,6 +296,39 @@ def test_a_client_whose_replies_were_all_set_aside_is_unknown_and_not_forgotten(
 
     ended = run(tmp_path / "run", **NOISE, method="fedavg", tamper=spoil(fail))
     assert [r["privacy"]["unknown"] for r in ended.rounds] == [1, 1]
+    assert all(r["privacy"]["epsilon"] > 0 for r in ended.rounds)
+
+
+def test_no_epsilon_is_told_of_clients_of_whom_nothing_is_known(tmp_path):
+    config = RunConfig.from_run_config({"privacy.noise-multiplier": 1.0})
+    kept = Ledger(config, tmp_path)
+    kept.asked([0, 1, 2])
+    none = kept.spent(1)
+    assert (none.epsilon, none.clients, none.unknown) == (None, {}, 3)
+    assert from_line(to_line(none, 0.0)).event == none
+    assert sentence(none) == (
+        "privacy so far: epsilon is not known, as no client of those asked (3) has said how many "
+        "images it has"
+    )
+    kept.heard({1: 500})
+    one = kept.spent(1)
+    assert (one.epsilon, one.unknown) == (one.clients["1"], 2)
+    assert sentence(one).endswith(
+        "at delta 1e-05, for one image of the 1 that have said how many they have, and not known "
+        "for 2 that have not"
+    )
+
+
+def test_a_run_of_which_no_reply_counts_tells_no_epsilon(tmp_path):
+    def fail(message, reply, sender):
+        if "num-examples" in reply.content.get("metrics", {}):
+            reply.content["metrics"]["num-examples"] = -5
+        return reply
+
+    with pytest.raises(RuntimeError, match="no round of 1 made a new model"):
+        run(tmp_path / "run", **NOISE, method="fedavg", num_server_rounds=1, tamper=fail)
+    (done,) = json.loads((tmp_path / "run" / "result.json").read_text())["rounds"]
+    assert done["privacy"] == {"epsilon": None, "delta": 1e-3, "clients": {}, "unknown": 3}
 
 
 def test_a_delta_that_lets_an_image_out_is_told(tmp_path, caplog):

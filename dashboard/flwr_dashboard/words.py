@@ -157,6 +157,22 @@ def _run_end(r: Record) -> str:
     return f"the run {how.get(str(r.get('status')), 'ended')}" + (f": {reason}" if reason else "")
 
 
+def _spent(r: Mapping[str, Any]) -> str:
+    known, unknown = r.get("clients"), whole(r, "unknown")
+    count = len(known) if isinstance(known, Mapping) else 0
+    if unknown and not count:
+        return (
+            f"what {unknown} asked clients have spent is not known: none has said how many images "
+            "it has"
+        )
+    who = f"{count} clients" if unknown else "clients"
+    rest = f"; of {unknown} others that were asked it is not known" if unknown else ""
+    return (
+        f"{who} have spent at most epsilon {decimal(number(r, 'epsilon'))} at delta "
+        f"{number(r, 'delta')}{rest}"
+    )
+
+
 def _reply(r: Record) -> str:
     loss = f", loss {decimal(number(r, 'train_loss'))}" if number(r, "train_loss") else ""
     spent = f", {duration(number(r, 'seconds'))}" if number(r, "seconds") is not None else ""
@@ -213,10 +229,7 @@ _SENTENCES: Mapping[str, Callable[[Record], str]] = {
     ),
     "client-scored": lambda r: f"{_who(r)} scores {percent(number(r, 'accuracy'))}",
     "clients-online": _online,
-    "privacy-spent": lambda r: (
-        f"clients have spent at most epsilon {decimal(number(r, 'epsilon'))} at delta "
-        f"{number(r, 'delta')}"
-    ),
+    "privacy-spent": _spent,
     "distill-progress": lambda r: (
         f"{_who(r)} distils, iteration {whole(r, 'iteration')} of {whole(r, 'iterations')}, "
         f"loss {decimal(number(r, 'loss'))}"

@@ -60,12 +60,15 @@ class Ledger:
         self._write()
 
     def spent(self, server_round: int) -> PrivacySpent:
-        """Return each client's epsilon so far, where it has said how many images it has."""
+        """Return each client's epsilon so far, where it has said how many images it has.
+
+        The largest is that of those who have; where nobody has, there is none.
+        """
         known = {c: a for c, a in sorted(self.accounts.items()) if a.fewest}
         each = {str(c): epsilon_of(a, self._privacy, self._client) for c, a in known.items()}
         return PrivacySpent(
             round=server_round,
-            epsilon=max(each.values(), default=0.0),
+            epsilon=max(each.values(), default=None),
             delta=self._privacy.delta,
             clients=each,
             unknown=len(self.accounts) - len(known),

@@ -185,10 +185,16 @@ def _(e: ClientDisbelieved) -> str:
 
 @sentence.register
 def _(e: PrivacySpent) -> str:
-    rest = f"; {e.unknown} asked clients have not said how many images they have" * (e.unknown > 0)
+    if e.epsilon is None:
+        return (
+            "privacy so far: epsilon is not known, as no client of those asked "
+            f"({e.unknown}) has said how many images it has"
+        )
+    known = f"of the {len(e.clients)} that have said how many they have, and not known for "
+    whose = f"{known}{e.unknown} that have not" if e.unknown else "of a client"
     return (
         f"privacy so far: epsilon at most {_number(e.epsilon)} at delta {e.delta:g}, for one image "
-        f"of a client{rest}"
+        f"{whose}"
     )
 
 

@@ -54,7 +54,8 @@ class RoundResult:
     fidelity
         What the judge says of the round's images (``core.fidelity``), where there is one.
     privacy
-        What clients have spent so far, where they add noise: ``epsilon``, ``delta``, ``clients``.
+        What clients have spent so far, where they add noise: ``epsilon``, ``delta``, ``clients``
+        and ``unknown``, of whom ``epsilon`` says nothing (``events.PrivacySpent``).
     kept
         Why the old model was kept, or "".
     """

@@ -251,3 +251,28 @@ def test_a_claim_that_was_cut_is_said_and_a_warning():
     said = "client 3 claims 1.00e+09 (examples), of which 4.00e+03 count"
     assert words.sentence(told) == said
     assert is_warning(told)
+
+
+UNTOLD = "what 3 asked clients have spent is not known: none has said how many images it has"
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "clients", "unknown", "said"),
+    [
+        (1.5, {"0": 1.5, "1": 1.0}, 0, "clients have spent at most epsilon 1.500 at delta 0.001"),
+        (
+            1.5, {"0": 1.5, "1": 1.0}, 3,
+            "2 clients have spent at most epsilon 1.500 at delta 0.001; of 3 others that were "
+            "asked it is not known",
+        ),
+        (None, {}, 3, UNTOLD),
+        (0.0, {}, 3, UNTOLD),
+        (None, {"0": None}, "x", "clients have spent at most epsilon – at delta 0.001"),
+    ],
+)  # fmt: skip
+def test_no_epsilon_is_said_of_clients_of_whom_nothing_is_known(epsilon, clients, unknown, said):
+    told = {
+        "kind": "privacy-spent", "round": 1, "time": 1.0, "epsilon": epsilon, "delta": 0.001,
+        "clients": clients, "unknown": unknown,
+    }  # fmt: skip
+    assert words.sentence(told) == said
