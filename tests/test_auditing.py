@@ -210,13 +210,8 @@ def test_a_client_with_data_of_its_own_that_was_not_asked_does_no_harm(ended):
 
 
 def test_a_run_of_parts_and_of_data_of_ones_own_says_whose_images_must_be_named(tmp_path, capsys):
-    np.savez(
-        tmp_path / "own.npz",
-        train_images=(noise(40, 5) * 255).byte().permute(0, 2, 3, 1).numpy(),
-        train_labels=np.arange(40) % 10,
-    )
     nodes = simulated(3)
-    nodes[1] = {"partition-id": 1, "data-dir": str(tmp_path / "own.npz")}
+    nodes[1] = {"partition-id": 1, "data-dir": str(saved(tmp_path / "own.npz", train=5))}
     how = {"nodes": nodes, "method": "fedavg"}
     run(tmp_path / "run", num_server_rounds=1, **how)
     assert Subject.of(tmp_path / "run").own_data == {1}
@@ -228,13 +223,56 @@ def test_a_run_of_parts_and_of_data_of_ones_own_says_whose_images_must_be_named(
     assert "got none for clients 1; name images" in capsys.readouterr().out
 
 
+def saved(file, **parts):
+    """Save parts by the seeds of their noise."""
+    arrays = {}
+    for part, seed in parts.items():
+        arrays[f"{part}_images"] = (noise(12, seed) * 255).byte().permute(0, 2, 3, 1).numpy()
+        arrays[f"{part}_labels"] = np.arange(12) % 10
+    np.savez(file, **arrays)
+    return file
+
+
+def test_non_members_are_the_part_that_nobody_trains_on_where_it_is_there(ended, tmp_path):
+    audited = Subject.of(ended.folder)
+    mine, held = saved(tmp_path / "mine.npz", train=5, test=6), saved(tmp_path / "b.npz", test=6)
+    both, apart = (real_images(audited, mine, path, None) for path in (mine, held))
+    assert torch.equal(both.non_members.images, apart.non_members.images)
+    assert len(both.members) == 12
+    torn = saved(tmp_path / "torn.npz", train=5)
+    np.savez(torn, **np.load(torn), test_images=np.zeros((1, 6, 6), np.uint8))
+    with pytest.raises(ValueError, match=r"must hold arrays .*test_labels"):
+        real_images(audited, mine, torn, None)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ((5, 5, 7), "--non-members must hold no image of the members, got 12 that are"),
+        ((5, 6, 5), "--population must hold no image of the members, got 12 that are"),
+        ((5, 6, 6), "--population must hold no image of the non-members, got 12 that are"),
+    ],
+)
+def test_the_same_images_in_two_places_are_refused(ended, tmp_path, seeds, said):
+    files = [saved(tmp_path / f"{i}.npz", train=seed) for i, seed in enumerate(seeds)]
+    with pytest.raises(ValueError, match=said):
+        real_images(Subject.of(ended.folder), *files)
+
+
+def test_a_simulated_clients_images_are_no_non_members(ended, tmp_path):
+    audited = Subject.of(ended.folder)
+    data = read(audited.config.data, "train")
+    train = data.images.transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "a.npz", train_images=train, train_labels=data.labels)
+    members = len(subject.clients_images(audited))
+    said = rf"of the members, got {members} that .*, of {len(data.labels)}; remove them"
+    with pytest.raises(ValueError, match=said):
+        real_images(audited, None, tmp_path / "a.npz", None)
+
+
 def test_images_can_be_named(ended, tmp_path):
-    for name in ("mine", "others"):
-        np.savez(
-            tmp_path / f"{name}.npz",
-            train_images=(noise(12, 5) * 255).byte().permute(0, 2, 3, 1).numpy(),
-            train_labels=np.arange(12) % 10,
-        )
+    for seed, name in enumerate(("mine", "others")):
+        saved(tmp_path / f"{name}.npz", train=seed)
     audited = Subject.of(ended.folder)
     real = real_images(audited, tmp_path / "mine.npz", tmp_path / "others.npz", None)
     assert (len(real.members), len(real.non_members), len(real.population)) == (12, 6, 6)

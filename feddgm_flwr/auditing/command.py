@@ -47,15 +47,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     source = "a folder or .npz as a client's (docs/data.md)"
     parser.add_argument(
         "--members", type=Path, metavar="DATA",
-        help=f"images that clients trained on: {source}; the simulated clients' by default",
+        help=f"images that clients trained on: part train of {source}; the simulated clients' by "
+        "default",
     )  # fmt: skip
     parser.add_argument(
         "--non-members", type=Path, metavar="DATA",
-        help="images of the same kind that no client had; the data set's test part by default",
+        help="images of the same kind that no client had, none of them a member: part test of "
+        "such a source, or train where it has no test; the data set's test part by default",
     )  # fmt: skip
     parser.add_argument(
         "--population", type=Path, metavar="DATA",
-        help="more such, from which reference models learn; half of the non-members by default",
+        help="more such, none of them a member or a non-member, from which reference models learn: "
+        "part train of such a source; half of the non-members by default",
     )  # fmt: skip
     parser.add_argument("--references", type=int, default=8, help="reference models (8)")
     options = parser.parse_args(arguments)

@@ -5,6 +5,7 @@ seed); of devices with data of their own, who audits must say.
 """
 
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from feddgm_flwr.core.models import build_global_model, build_surrogate
 from feddgm_flwr.core.params import Params, load_params
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import TrainConfig, train
-from feddgm_flwr.data.datasets import load, read, spec_of
-from feddgm_flwr.data.own import Words
+from feddgm_flwr.data.datasets import Part, load, read, spec_of
+from feddgm_flwr.data.own import NoImagesError, Words
 from feddgm_flwr.data.partition import own_source, partition
 from feddgm_flwr.events import RoundStart
 from feddgm_flwr.events import read as read_events
@@ -162,16 +163,20 @@ def real_images(
     Raises
     ------
     ValueError
-        They are not said and cannot be worked out, or are not what a client could read.
+        They are not said and cannot be worked out, are not what a client could read, or an image
+        that was named is in two of them.
     """
     config = subject.config
     mine = clients_images(subject) if members is None else _named(config, members, "--members")
-    if non_members is None:
-        others = load(config.data, "test")
-    else:
-        others = _named(config, non_members, "--non-members")
+    others = load(config.data, "test") if non_members is None else held_out(config, non_members)
+    # Images that nobody named are as the data set was published, twins in both of its parts too.
+    if members or non_members:
+        check_disjoint("--non-members", others, "members", mine)
     if population is not None:
-        return Real(mine, others, _named(config, population, "--population"))
+        learned = _named(config, population, "--population")
+        check_disjoint("--population", learned, "members", mine)
+        check_disjoint("--population", learned, "non-members", others)
+        return Real(mine, others, learned)
     order = torch.randperm(len(others), generator=derive(config.seed, "audit-population"))
     half = len(others) // 2
     if not half:
@@ -205,15 +210,49 @@ def clients_images(subject: Subject) -> ImageSet:
     return data.take(np.sort(np.concatenate([parts[c] for c in subject.clients])))
 
 
-def _named(config: RunConfig, path: Path, option: str) -> ImageSet:
-    """Return the images of part ``train`` that an option names."""
+def held_out(config: RunConfig, path: Path) -> ImageSet:
+    """Return what ``--non-members`` names: part ``test``, which nobody trains on, or the only part.
+
+    Raises
+    ------
+    ValueError
+        It is not what a client could read.
+    """
+    try:
+        return _named(config, path, "--non-members", "test")
+    except (NoImagesError, FileNotFoundError):
+        return _named(config, path, "--non-members")
+
+
+def check_disjoint(option: str, named: ImageSet, kind: str, others: ImageSet) -> None:
+    """Raise where an image is in both, compared byte by byte.
+
+    Raises
+    ------
+    ValueError
+        One is.
+    """
+    theirs = set(_marks(others))
+    if twins := sum(mark in theirs for mark in _marks(named)):
+        raise ValueError(
+            f"{option} must hold no image of the {kind}, got {twins} that are the same byte by "
+            f"byte, of {len(named)}; remove them, or name others"
+        )
+
+
+def _marks(data: ImageSet) -> list[bytes]:
+    return [blake2b(image.tobytes(), digest_size=16).digest() for image in data.images.numpy()]
+
+
+def _named(config: RunConfig, path: Path, option: str, part: Part = "train") -> ImageSet:
+    """Return the images of a part that an option names."""
     words = Words(
         key=option,
         classes="rename or remove them, for the classes are the run's",
         channels="convert them, for the channels are the run's",
         labels="correct them, for the classes are the run's",
     )
-    return load(own_source(config.data, path.absolute()), "train", words)
+    return load(own_source(config.data, path.absolute()), part, words)
 
 
 def reference_training(config: RunConfig) -> TrainConfig:
