@@ -41,6 +41,11 @@ def test_copies_of_members_are_far_nearer_to_them():
     assert found.p_value == 0.001
 
 
+def test_a_copy_has_no_distance():
+    members, others = noise(80, 1), noise(80, 2)
+    assert nearness(members, members, others, rng=rng()).members == 0
+
+
 def test_images_of_nobody_are_as_near_to_either():
     found = [nearness(noise(40, 3 + s), noise(50, 1), noise(50, 2), rng=rng(s)) for s in range(5)]
     assert all(0.9 < f.ratio < 1.1 for f in found)

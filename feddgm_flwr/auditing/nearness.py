@@ -58,7 +58,12 @@ def nearness(
     """
     count = min(len(members), len(non_members))
     real = [drawn(part, count, rng) for part in (members, non_members)]
-    far = torch.cdist(distilled.clamp(0, 1).flatten(1), torch.cat(real).flatten(1)).numpy()
+    # Not by inner products, whose rounding would give a copy a distance.
+    far = torch.cdist(
+        distilled.clamp(0, 1).flatten(1),
+        torch.cat(real).flatten(1),
+        compute_mode="donot_use_mm_for_euclid_dist",
+    ).numpy()
     mine = np.arange(2 * count) < count
     ratio, near, other = _ratio(far, mine)
     drawn_ratios = [_ratio(far, rng.permutation(mine))[0] for _ in range(PERMUTATIONS)]
