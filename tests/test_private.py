@@ -80,6 +80,20 @@ def test_one_image_moves_the_sum_by_the_norm_at_most():
     assert 0.0099 < moved <= 0.0100001
 
 
+@pytest.mark.parametrize("augment", ["", "flip_crop"])
+def test_an_empty_image_in_ones_place_moves_a_step_by_the_norm_over_the_number_at_most(augment):
+    """The neighbours of the guarantee: of equal number, so that nothing but one sum differs."""
+    server = toy.server(
+        client__epochs=1, client__batch_size=24, client__lr=1.0, client__augment=augment
+    )
+    data = toy.images([0, 1] * 12)
+    empty = dataclasses.replace(data, images=data.images.clone())
+    empty.images[-1] = math.nan  # its gradient is none, and counts for nothing
+    (_, one), (_, other) = (private_walk(server, d, clip_norm=0.01) for d in (data, empty))
+    parts = [(one.params[k] - other.params[k]).double().square().sum() for k in one.params]
+    assert 0.99 < float(sum(parts)) ** 0.5 / (0.01 / 24) < 1.01
+
+
 def test_a_gradient_that_overflows_counts_for_nothing():
     spoilt = {"w": torch.tensor([[3.0, 4.0], [math.inf, 0.0], [math.nan, 1.0]])}
     assert private.clip_each(spoilt, clip_norm=1.0)["w"].tolist() == pytest.approx([0.6, 0.8])

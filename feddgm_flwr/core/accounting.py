@@ -1,7 +1,10 @@
 """What differentially private training has spent: epsilon of a client's images, over its rounds.
 
 The accountant is Opacus' (Renyi differential privacy of the sampled Gaussian mechanism, Mironov et
-al., arXiv 1908.10530), an upper bound. Two data sets are neighbours where one has one image more.
+al., arXiv 1908.10530), an upper bound. Two data sets are neighbours where they hold equally many
+images and one of them is empty in the other: it counts, and its gradient is zero. The number of
+images is public, and rate, steps and divisor follow from it, so that all that differs is a sum, by
+the clip norm at most and where the image is sampled alone: the mechanism that is counted.
 Sampling within a client counts, as nobody outside knows the samples; sampling of clients does not,
 since the server knows whom it asked. Knows no device and no Flower.
 """

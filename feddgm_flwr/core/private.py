@@ -4,7 +4,8 @@ The server sees each single reply, and inverts it, so noise protects a client fr
 client itself adds it. Each step takes every image with the same probability (Poisson sampling),
 cuts each image's gradient to a norm, sums, and adds Gaussian noise. The guarantee is about one
 image of one client: whoever sees all that the client ever sends, the server above all, can hardly
-tell whether that image was among them. ``core.accounting`` says how hardly.
+tell whether that image or an empty one was among them. ``core.accounting`` says how hardly. How
+many images there are is public, and so are noise and norm, which the server sets.
 
 The noise must be the device's secret: it is the one randomness here that comes from the operating
 system and not from the run's seed, which the server knows. It is numpy's: of a seed torch's
