@@ -2,7 +2,8 @@
 
     python benchmarks/split_public.py DATA.npz FOLDER --public 100 --judge 0 [--seed 0]
 
-DATA.npz is as ``data.name = "npz"`` reads it (docs/data.md; benchmarks/unpack_images.py makes one).
+DATA.npz is as ``data.name = "npz"`` reads it (docs/data.md; benchmarks/unpack_images.py makes one);
+in its place stands ``mnist5k`` or ``digits``, the sets that come with the installation.
 FOLDER gets ``public.npz`` (so many training images a class, which a bank may hold), ``judge.npz``
 (so many others, to train the classifier of ``server.fidelity-data``; none for 0) and
 ``clients.npz`` (the other training images, and the test images as they are). A picture that is
@@ -11,9 +12,14 @@ reports what a bank of public pictures is worth begins here.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+
+from feddgm_flwr.data.datasets import Part, read
+from feddgm_flwr.data.settings import DataConfig
 
 
 def divide(
@@ -55,16 +61,28 @@ def divide(
     return [np.sort(np.array(part, dtype=int)) for part in parts]
 
 
+def arrays_of(data: str) -> Mapping[str, np.ndarray]:
+    """Return both parts of a file, or of a set that comes with the installation."""
+    if data not in ("mnist5k", "digits"):
+        return dict(np.load(data))
+    arrays = {}
+    for part in get_args(Part):
+        found = read(DataConfig(name=data), part)
+        arrays[f"{part}_images"] = np.ascontiguousarray(found.images.transpose(0, 2, 3, 1))
+        arrays[f"{part}_labels"] = found.labels
+    return arrays
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--public", type=int, default=100)
     parser.add_argument("--judge", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
-    data = np.load(chosen.data)
+    data = arrays_of(chosen.data)
     images, labels = data["train_images"], data["train_labels"]
     tests = frozenset(image.tobytes() for image in data["test_images"])
     sizes = (chosen.public, chosen.judge)

@@ -56,3 +56,11 @@ def test_without_copies_nothing_is_lost_and_the_seed_decides(tmp_path):
 def test_a_class_that_would_leave_clients_nothing_is_refused(tmp_path):
     with np.load(write(tmp_path / "data.npz")) as data, pytest.raises(ValueError, match="class 0"):
         divide(data["train_images"], data["train_labels"], (18, 0), seed=0)
+
+
+def test_a_set_that_comes_with_the_installation_is_divided_too(tmp_path):
+    main(["digits", str(tmp_path), "--public", "1", "--judge", "20"])
+    judge, clients = (np.load(tmp_path / f"{name}.npz") for name in ("judge", "clients"))
+    assert judge["train_images"].shape[0] == 200
+    assert judge["train_images"].dtype == np.uint8
+    assert len(clients["test_labels"]) == 359

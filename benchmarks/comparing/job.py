@@ -155,13 +155,14 @@ class Job:
         table = tables.accuracy_table(rows)
         made = f"\nMade with {where}\n" if (where := spending.where_made(records)) else ""
         differences = tables.difference_table(rows)
-        parts = [f"# {title}\n", tables.EXPLAINED, table, made, note, differences]
+        pictures = tables.image_table(records)
+        parts = [f"# {title}\n", tables.EXPLAINED, table, made, note, differences, pictures]
         write_atomically(folder / "table.md", "\n".join(parts).encode())
         whole = {"title": title, "division": dict(self.division), "runs": list(records)}
         text = json.dumps(whole, separators=(",", ":"), allow_nan=False)
         write_atomically(folder / "results.json", text.encode())
         plots.draw_all(records, title, folder)
-        print(table)
+        print("\n".join(filter(None, (table, pictures))))
         logger.info("tables and plots: %s", folder)
 
     def _title(self, images: Prepared, seeds: Sequence[int]) -> str:

@@ -128,6 +128,39 @@ def difference_table(rows: Sequence[Row], ours: str = OURS) -> str:
     return _markdown([f"{ours} minus", *(f"r{n}" for n in columns)], lines)
 
 
+def image_table(records: Sequence[Record]) -> str:
+    """Return how distilled images look to the judge, by row and round, where there was one.
+
+    A cell is the share that the judge puts in its class, and the distance to the nearest real
+    image of it, means over seeds; the last column is the matching loss of round 1, before and after
+    distillation, where it was stored.
+    """
+    rows: dict[str, list[Sequence[Record]]] = {}
+    for record in records:
+        if any("fidelity" in done for done in record["rounds"]):
+            rows.setdefault(record["label"], []).append(record["rounds"])
+    if not rows:
+        return ""
+    last = max(len(rounds) for runs in rows.values() for rounds in runs)
+    columns = [n for n in range(1, last + 1) if n in SHOWN or n == last]
+    lines = []
+    for label, runs in rows.items():
+        cells = [
+            ", ".join(_mean_of(runs, n, "fidelity", name) for name in ("in-class", "nearest"))
+            for n in columns
+        ]
+        first, left = (_mean_of(runs, 1, "matching", name) for name in ("first", "last"))
+        lines.append([label, *cells, "-" if first == "-" else f"{first} to {left}"])
+    head = ["images: in class, nearest", *(f"r{n}" for n in columns), "matching loss, r1"]
+    return _markdown(head, lines)
+
+
+def _mean_of(runs: Sequence[Sequence[Record]], number: int, what: str, name: str) -> str:
+    done = [rounds[number - 1] for rounds in runs if len(rounds) >= number]
+    values = [float(r[what][name]) for r in done if what in r]
+    return f"{sum(values) / len(values):.2f}" if values else "-"
+
+
 def _cell(values: Iterable[float], *, bold: bool) -> str:
     found = estimate([100 * v for v in values])
     if math.isnan(found.mean):

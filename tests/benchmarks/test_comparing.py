@@ -129,6 +129,21 @@ def test_differences_say_none_where_the_interval_holds_zero():
     assert lines[2] == "| fedavg | +10.0 [10.0, 10.0] | none: +15.0 [-175.6, 205.6] |"
 
 
+def test_images_have_a_table_where_a_judge_saw_them():
+    assert tables.image_table(RECORDS) == ""
+    seen = [
+        {"fidelity": {"in-class": 0.2, "nearest": 0.4}, "matching": {"first": 1.0, "last": 0.5}},
+        {"fidelity": {"in-class": 0.4, "nearest": 0.6}},
+    ]
+    judged = [
+        {"label": "feddgm", "seed": 0, "rounds": seen},
+        {"label": "feddgm", "seed": 1, "rounds": seen[1:]},
+    ]
+    lines = tables.image_table([*judged, *RECORDS]).splitlines()
+    assert lines[0] == "| images: in class, nearest | r1 | r2 | matching loss, r1 |"
+    assert lines[2:] == ["| feddgm | 0.30, 0.50 | 0.40, 0.60 | 1.00 to 0.50 |"]
+
+
 def test_a_curve_ends_where_a_run_diverged_and_adds_up_what_was_spent():
     ours, moon = curves([*RECORDS[:2], *RECORDS[6:8]], "client_seconds")
     assert ours.x == (0.0, 3.0, 6.0)
