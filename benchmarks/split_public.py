@@ -12,7 +12,6 @@ reports what a bank of public pictures is worth begins here.
 """
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -61,13 +60,11 @@ def divide(
     return [np.sort(np.array(part, dtype=int)) for part in parts]
 
 
-def arrays_of(data: str) -> Mapping[str, np.ndarray]:
-    """Return both parts of a file, or of a set that comes with the installation."""
-    if data not in ("mnist5k", "digits"):
-        return dict(np.load(data))
+def packaged(source: DataConfig) -> dict[str, np.ndarray]:
+    """Return both parts of a set that the project reads by name, images ``n h w c``."""
     arrays = {}
     for part in get_args(Part):
-        found = read(DataConfig(name=data), part)
+        found = read(source, part)
         arrays[f"{part}_images"] = np.ascontiguousarray(found.images.transpose(0, 2, 3, 1))
         arrays[f"{part}_labels"] = found.labels
     return arrays
@@ -82,7 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--judge", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
-    data = arrays_of(chosen.data)
+    named = chosen.data in ("mnist5k", "digits")
+    data = packaged(DataConfig(name=chosen.data)) if named else np.load(chosen.data)
     images, labels = data["train_images"], data["train_labels"]
     tests = frozenset(image.tobytes() for image in data["test_images"])
     sizes = (chosen.public, chosen.judge)

@@ -75,20 +75,14 @@ def main() -> None:
             bury()
             try:
                 connection, _ = listening.accept()
+                with connection:  # closed without an answer, who asked starts cold
+                    if os.fork() == 0:
+                        listening.close()
+                        become(connection)
             except TimeoutError:
                 continue
-            except OSError as error:  # out of files, say; who asked may start cold meanwhile
+            except OSError as error:  # out of files or of processes, say
                 complain(error)
-                continue
-            with connection:
-                try:
-                    child = os.fork()
-                except OSError as error:
-                    complain(error)
-                    continue
-                if child == 0:
-                    listening.close()
-                    become(connection)
 
 
 def write_program(folder: Path) -> None:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from split_public import divide
+from split_public import divide, packaged
 from unpack_images import unpacked
 
 from comparing.presets import Preset
 from feddgm_flwr.core.settings import Scalar
-from feddgm_flwr.data.datasets import ByteSet, read
 from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.data.specs import SPECS
 from feddgm_flwr.files import write_atomically
@@ -206,7 +205,7 @@ def settings_of(preset: Preset) -> dict[str, Scalar]:
 def _source(preset: Preset, data: Path | None) -> tuple[Pair, Pair, str]:
     """Return a data set's training and test images, and its name."""
     if preset.source == "mnist5k":
-        return *_by_package("mnist5k", None), "mnist5k"
+        return *_pairs(packaged(DataConfig(name="mnist5k"))), "mnist5k"
     if data is None or not data.exists():
         raise ValueError(
             f"--data must say where the images of preset {preset.name} are, got {data}; give "
@@ -220,17 +219,13 @@ def _source(preset: Preset, data: Path | None) -> tuple[Pair, Pair, str]:
         return unpacked(pack, test=False), unpacked(pack, test=True), name
     if preset.source == "imagenette":
         raise ValueError(f"--data must be a pack of ImageNette, got the folder {data}; name a file")
-    return *_by_package("cifar10", data), "CIFAR-10"
+    arrays = packaged(DataConfig(name="cifar10", root=str(data.resolve())))
+    return *_pairs(arrays), "CIFAR-10"
 
 
-def _by_package(name: Literal["mnist5k", "cifar10"], root: Path | None) -> tuple[Pair, Pair]:
-    config = DataConfig(name=name, root="" if root is None else str(root.resolve()))
-    train, test = read(config, "train"), read(config, "test")
-    return _channels_last(train), _channels_last(test)
-
-
-def _channels_last(data: ByteSet) -> Pair:
-    return np.ascontiguousarray(data.images.transpose(0, 2, 3, 1)), data.labels
+def _pairs(arrays: dict[str, np.ndarray]) -> tuple[Pair, Pair]:
+    train, test = ((arrays[f"{p}_images"], arrays[f"{p}_labels"]) for p in ("train", "test"))
+    return train, test
 
 
 def _idx_pair(root: Path, part: str) -> Pair:

@@ -110,7 +110,10 @@ def accuracy_table(rows: Sequence[Row]) -> str:
 
 def shown_rounds(rows: Sequence[Row]) -> list[int]:
     """Return the rounds that have a column: a few, and the last."""
-    last = max((max(row.accuracy) for row in rows), default=0)
+    return _columns(max((max(row.accuracy) for row in rows), default=0))
+
+
+def _columns(last: int) -> list[int]:
     return [n for n in range(1, last + 1) if n in SHOWN or n == last]
 
 
@@ -141,8 +144,7 @@ def image_table(records: Sequence[Record]) -> str:
             rows.setdefault(record["label"], []).append(record["rounds"])
     if not rows:
         return ""
-    last = max(len(rounds) for runs in rows.values() for rounds in runs)
-    columns = [n for n in range(1, last + 1) if n in SHOWN or n == last]
+    columns = _columns(max(len(rounds) for runs in rows.values() for rounds in runs))
     lines = []
     for label, runs in rows.items():
         cells = [
@@ -158,7 +160,7 @@ def image_table(records: Sequence[Record]) -> str:
 def _mean_of(runs: Sequence[Sequence[Record]], number: int, what: str, name: str) -> str:
     done = [rounds[number - 1] for rounds in runs if len(rounds) >= number]
     values = [float(r[what][name]) for r in done if what in r]
-    return f"{sum(values) / len(values):.2f}" if values else "-"
+    return f"{estimate(values).mean:.2f}" if values else "-"
 
 
 def _cell(values: Iterable[float], *, bold: bool) -> str:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from feddgm_flwr.core.fidelity import distances
+
 PERMUTATIONS = 999
 
 
@@ -58,12 +60,7 @@ def nearness(
     """
     count = min(len(members), len(non_members))
     real = [drawn(part, count, rng) for part in (members, non_members)]
-    # Not by inner products, whose rounding would give a copy a distance.
-    far = torch.cdist(
-        distilled.clamp(0, 1).flatten(1),
-        torch.cat(real).flatten(1),
-        compute_mode="donot_use_mm_for_euclid_dist",
-    ).numpy()
+    far = distances(distilled.clamp(0, 1), torch.cat(real)).numpy()
     mine = np.arange(2 * count) < count
     ratio, near, other = _ratio(far, mine)
     drawn_ratios = [_ratio(far, rng.permutation(mine))[0] for _ in range(PERMUTATIONS)]

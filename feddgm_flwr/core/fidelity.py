@@ -47,6 +47,16 @@ class Judge:
         return torch.cat([self._model(p.to(self._device)).argmax(1).cpu() for p in parts])
 
 
+def distances(
+    images: Float[Tensor, "n c h w"], others: Float[Tensor, "m c h w"]
+) -> Float[Tensor, "n m"]:
+    """Return the Euclidean distance of each image to each other one; a copy has none."""
+    # Not by inner products, whose rounding would give a copy a distance.
+    return torch.cdist(
+        images.flatten(1), others.flatten(1), compute_mode="donot_use_mm_for_euclid_dist"
+    )
+
+
 def nearest(
     images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"], real: ImageSet
 ) -> Float[Tensor, " n"]:
@@ -54,14 +64,10 @@ def nearest(
     found = torch.full((len(images),), torch.inf)
     pixels = images[0].numel() if len(images) else 1
     for label in sorted(set(labels.tolist())):
-        of = real.images[real.labels == label].flatten(1)
+        of = real.images[real.labels == label]
         if not len(of):
             continue
         own = (labels == label).nonzero().flatten()
         for part in torch.split(own, CHUNK):
-            # Not by inner products, whose rounding would give a copy a distance.
-            distance = torch.cdist(
-                images[part].flatten(1), of, compute_mode="donot_use_mm_for_euclid_dist"
-            )
-            found[part] = distance.amin(1) / pixels**0.5
+            found[part] = distances(images[part], of).amin(1) / pixels**0.5
     return found

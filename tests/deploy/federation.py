@@ -14,7 +14,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from kit import DEPLOY, ROOT, credentials, free_ports
+from kit import DEPLOY, ROOT, credentials
+from ports import free_ports
 from tiny import SMALL
 
 OWN = "127.0.0.1"

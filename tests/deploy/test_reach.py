@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kit import DEPLOY, credentials, free_ports, mode
+from kit import DEPLOY, credentials, mode
+from ports import free_ports
 
 DEVICES, OWN = "127.0.0.2", "127.0.0.1"
 """The server's address in the devices' network, and the one that it alone has."""

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from federation import OWN, WAIT_S, kill, until
-from kit import DEPLOY, credentials, free_ports
+from kit import DEPLOY, credentials
+from ports import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy]
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from inprocess_run import run
+from ports import free_ports
 
 from flwr_dashboard.metrics import families
 
@@ -45,16 +45,6 @@ def test_panels_do_not_cover_each_other():
         apart_y = a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
         assert apart_x or apart_y, (a, b)
     assert all(place["x"] + place["w"] <= 24 for place in places)
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Prometheus:
