@@ -32,11 +32,13 @@ from typing import Any
 import torch
 from comparing.images import prepared
 from comparing.presets import CPU, PRESETS, Preset, Said, division
+from comparing.shared import SharedTraining
+from comparing.work import machine
 from inprocess import Meddler, Round, quiet, rounds_of
 from sklearn.metrics import roc_auc_score
 
 from feddgm_flwr.build import build_learners, build_tools, first_state
-from feddgm_flwr.config import RunConfig
+from feddgm_flwr.config import RunConfig, may_differ
 from feddgm_flwr.core.ensemble import Ensemble
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.params import Params, all_finite
@@ -45,6 +47,7 @@ from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import ClientUpdate, ServerState
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.data.datasets import spec_of
+from feddgm_flwr.federation.machine import device_of
 from feddgm_flwr.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -207,28 +210,36 @@ class Case:
 
 
 @cache
-def start_of(words: str) -> ServerState:
+def start_of(words: str, device: torch.device) -> ServerState:
     """Return the state that a seed's rows begin with; made once a process."""
     config = RunConfig.from_run_config(json.loads(words))
-    return first_state(config, build_tools(config, spec_of(config.data)), quiet)
+    return first_state(config, build_tools(config, spec_of(config.data), device), quiet)
 
 
-def run_case(case: Case) -> dict[str, Any]:
-    """Run one case; return accuracy by round and what distillation says of each client."""
+def run_case(case: Case, out: Path, where: str = "") -> dict[str, Any]:
+    """Run one case; return accuracy by round and what distillation says of each client.
+
+    Clients train for their first round once for all cases, whose file is below ``out``: nobody lied
+    before. ``where`` is the device; "" as the preset says.
+    """
     torch.set_num_threads(1)
     logging.getLogger("feddgm_flwr").setLevel(logging.ERROR)
     config = RunConfig.from_run_config(case.said)
     spec, began = spec_of(config.data), time.perf_counter()
+    device = device_of("--device", where or config.server.device)
     order = torch.randperm(CLIENTS, generator=derive(case.seed, "hostile"))
     liars = tuple(sorted(order[:HOSTILE].tolist()))
     hostile = Hostile(case.attack, liars, spec.num_classes, case.seed)
     module = build_learners(config, spec).surrogate.module
     record: dict[str, Any] = {"row": case.row, "attack": case.attack, "seed": case.seed,
                               "said": case.said, "liars": liars, "accuracy": [], "clients": [],
-                              "diverged": ""}  # fmt: skip
-    start = start_of(json.dumps({**case.said, **ROWS[OURS]}))
+                              "diverged": "", "machine": machine(device)}  # fmt: skip
+    start = start_of(json.dumps({**case.said, **ROWS[OURS]}), device)
+    local = SharedTraining(out / "data" / "local")
     try:
-        for done in rounds_of(config, CLIENTS, after=start, meddler=hostile):
+        for done in rounds_of(
+            config, CLIENTS, after=start, device=device, local=local, meddler=hostile
+        ):
             record["accuracy"].append(done.accuracy["surrogate"])
             record["clients"] += evidence(done, hostile, module)
     except (FloatingPointError, ValueError) as error:
@@ -310,13 +321,13 @@ SIGNS = {
 
 
 def cases(
-    preset: Preset, rows: Iterable[str], attacks: Iterable[str], seeds: Iterable[int], told: Said
+    preset: Preset, rows: Iterable[str], attacks: Iterable[str], seeds: Iterable[int], more: Said
 ) -> list[Case]:
     """Return all runs, the honest ones of a seed first."""
     # Of these two the glyphs know the classes.
-    known = preset.name in ("mnist5k", "digits") and told.get("prior.kind") != "pixel"
+    known = preset.name in ("mnist5k", "digits") and more.get("prior.kind") != "pixel"
     start = {"start.weights": "prior" if known else "random"}
-    common = {**preset.common, "client.compile": False, **told, **division(0.1, None), **start}
+    common = {**preset.common, "client.compile": False, **more, **division(0.1, None), **start}
     return [
         Case(row, attack, seed, {**common, **ROWS[row], "seed": seed})
         for seed in seeds
@@ -329,22 +340,32 @@ def stored(out: Path, case: Case) -> dict[str, Any] | None:
     """Return a finished run of today's settings."""
     file = out / "units" / f"{case.name}.json"
     record = json.loads(file.read_text()) if file.is_file() else None
-    return record if record is not None and record["said"] == case.said else None
+    return record if record is not None and told(record["said"]) == told(case.said) else None
 
 
-def run_all(todo: Sequence[Case], out: Path, workers: int) -> None:
+def told(said: Said) -> Said:
+    """Return what of ``said`` bears on the numbers: not where images lie."""
+    return {key: value for key, value in said.items() if key not in may_differ()}
+
+
+def keep(out: Path, case: Case, record: dict[str, Any]) -> None:
+    """Write a finished run."""
+    text = json.dumps(record, indent=1, allow_nan=False)
+    write_atomically(out / "units" / f"{case.name}.json", text.encode())
+
+
+def run_all(todo: Sequence[Case], out: Path, workers: int, where: str) -> None:
     """Run what is left and keep each run."""
     left = [case for case in todo if stored(out, case) is None]
     logger.info("%d runs, %d done before", len(todo), len(todo) - len(left))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
-        jobs = {pool.submit(run_case, case): case for case in left}
+        jobs = {pool.submit(run_case, case, out, where): case for case in left}
         for number, job in enumerate(as_completed(jobs), 1):
             case, record = jobs[job], job.result()
-            text = json.dumps(record, indent=1, allow_nan=False)
-            write_atomically(out / "units" / f"{case.name}.json", text.encode())
+            keep(out, case, record)
             logger.info("%d of %d: %s: %.1f %% in %.0f s %s", number, len(left), case.name,
-                        100 * record["accuracy"][-1], record["seconds"],
+                        100 * last(record), record["seconds"],
                         record["diverged"])  # fmt: skip
 
 
@@ -410,6 +431,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="", help="auto, cpu or cuda, whatever the preset says")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="fewer descents and epochs")
     parser.add_argument("--pixels", action="store_true", help="no prior: optimise images")
@@ -422,11 +444,11 @@ def main() -> None:
         data: Said = {"data.name": "digits"}
     else:
         data = prepared(preset, "report", chosen.data, chosen.out / "data").said
-    told = {**data, **(QUICK if chosen.quick else {})}
-    told |= {"prior.kind": "pixel"} if chosen.pixels else {}
-    todo = cases(preset.with_rounds(chosen.rounds), chosen.rows, chosen.attacks, chosen.seeds, told)
+    more = {**data, **(QUICK if chosen.quick else {})}
+    more |= {"prior.kind": "pixel"} if chosen.pixels else {}
+    todo = cases(preset.with_rounds(chosen.rounds), chosen.rows, chosen.attacks, chosen.seeds, more)
     if not chosen.report_only:
-        run_all(todo, chosen.out, chosen.workers)
+        run_all(todo, chosen.out, chosen.workers, chosen.device)
     done = [r for r in (stored(chosen.out, case) for case in todo) if r is not None]
     parts = ["points lost", lost_table(done, chosen.attacks), honest_extremes(done)]
     for row in (r for r in chosen.rows if ROWS[r]["method"] == "feddgm"):

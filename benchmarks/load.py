@@ -41,6 +41,10 @@ RESULTS = ROOT / "benchmarks" / "results" / "load"
 ADDRESS = "127.0.0.1"
 FLEET, CONTROL, SERVERAPPIO, FIRST = 19092, 19093, 19091, 19200
 RUN_WAIT_S = 4 * 3600.0
+ROUND_S = 900.0
+"""After so long a round goes on without the replies that are missing, in both apps."""
+WATCHED = 20.0
+"""Pause between two looks at the processes, in times of what a look takes."""
 POLITE = ("nice", "-n", "10")
 """At equal priority 50 nodes keep a server from its heartbeats, and Flower calls the run failed."""
 SETTINGS = """
@@ -71,7 +75,7 @@ growing = 0
 [rounds]
 min-clients = {nodes}
 node-wait-s = 3600.0
-timeout-s = 3600.0
+timeout-s = {round_s}
 """
 STOCK = '''"""Flower's own FedAvg, stock, with the same ClientApp."""
 
@@ -107,7 +111,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=nodes,
                       min_available_nodes=nodes)
     strategy.start(grid, to_record(params_of(model)), num_rounds=config.num_server_rounds,
-                   evaluate_fn=note)
+                   evaluate_fn=note, timeout=config.rounds.timeout_s)
     folder = Path(config.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     seconds = [b - a for a, b in zip(ends, ends[1:])]
@@ -310,8 +314,12 @@ class Federation:
         peaks, over = Peaks(), threading.Event()
 
         def watch() -> None:
-            while not over.wait(1.0):
+            wait = 1.0
+            while not over.wait(wait):
+                began = time.thread_time()
                 peaks.look(self.server | self.devices)
+                # Reading the memory of hundreds of processes is no small work itself.
+                wait = max(1.0, WATCHED * (time.thread_time() - began))
 
         used = [cpu_s(side) for side in (self.server, self.devices)]
         watching = threading.Thread(target=watch)
@@ -368,7 +376,7 @@ def measured(nodes: int, shape: dict[str, int], rounds: int, *, warm: bool) -> d
     with tempfile.TemporaryDirectory(prefix="load-") as name:
         folder = Path(name)
         settings = folder / "run.toml"
-        settings.write_text(SETTINGS.format(rounds=rounds, nodes=nodes, **shape))
+        settings.write_text(SETTINGS.format(rounds=rounds, nodes=nodes, round_s=ROUND_S, **shape))
         (folder / "stock-app").mkdir()
         stock = stock_app(folder / "stock-app")
         federation = Federation(folder, nodes, warm=warm)

@@ -64,7 +64,7 @@ superlink_at() {
     echo "this Flower serves devices and commands at one address, $all; commands ask for no key" >&2
     at=(--host "${all%:*}" --port "${all##*:}" --disable-runtime-dependency-installation)
   fi
-  exec flower-superlink "${at[@]}" "${@:4}"
+  exec python "$APP/deploy/superlink.py" "$(command -v flower-superlink)" "${at[@]}" "${@:4}"
 }
 
 # warm FOLDER: one Python that has imported torch answers each message by a fork (warm.py).

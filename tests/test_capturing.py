@@ -1,8 +1,12 @@
 """Training as one CUDA graph a step takes the very steps that it takes kernel by kernel."""
 
+import gc
+from contextlib import suppress
+
 import pytest
 import torch
 
+from feddgm_flwr.core.capturing import not_collecting
 from feddgm_flwr.core.distillation.distill import Bench, DistillJob, distill_client
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.images import ImageSet, ImageSpec
@@ -108,6 +112,33 @@ def test_a_recorded_descent_is_the_plain_one(said, monkeypatch):
             getattr(plain.report, loss), rel=1e-3
         )
     torch.testing.assert_close(recorded.images, plain.images, rtol=1e-2, atol=1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("do", [lambda: trained(PLAIN, compile=True), lambda: descended()])
+def test_a_recording_is_gone_with_what_it_was_made_for(do):
+    do()  # libraries take memory once
+    gc.collect()
+    gc.disable()  # a cycle would stay
+    try:
+        before = torch.cuda.memory_allocated()
+        do()
+        assert torch.cuda.memory_allocated() == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_no_garbage_is_looked_for_meanwhile(on):
+    was = gc.isenabled()
+    try:
+        (gc.enable if on else gc.disable)()
+        with suppress(RuntimeError), not_collecting():
+            assert not gc.isenabled()
+            raise RuntimeError
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def descended(**said):

@@ -5,7 +5,9 @@ run them. Recorded and replayed they are the same kernels, and give the same bit
 what a function does nor when recording pays.
 """
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -15,6 +17,18 @@ T = TypeVar("T")
 
 WARM_UPS = 3
 """Calls before a recording: libraries choose kernels and take memory, which no recording may do."""
+
+
+@contextmanager
+def not_collecting() -> Iterator[None]:
+    """Look for no garbage meanwhile: CUDA cannot free one recording while it makes another."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class Captured(Generic[T]):
@@ -51,7 +65,7 @@ class Captured(Generic[T]):
                 function(*self._given)
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with not_collecting(), torch.cuda.graph(self._graph):
             self._result = function(*self._given)
         with torch.no_grad():
             for tensor, value in zip(state, before, strict=True):

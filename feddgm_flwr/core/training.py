@@ -154,6 +154,7 @@ def train(
         mean = finite(float(total) / len(images), epoch, config.lr)
         if on_epoch:
             on_epoch(epoch + 1, mean)
+    descent.forget()  # a recording's lie in its memory, which would stay as long as the model
     return mean
 
 

@@ -26,9 +26,16 @@ def mode(path):
 def stand_ins(folder):
     """Return a folder of programs that say how they were called, in place of Flower's."""
     folder.mkdir(exist_ok=True)
-    said = '#!/bin/sh\necho "$0" "$@"\numask\npwd\necho "home $FLWR_HOME"\n'
-    for name in ("flwr", "flower-superlink", "flower-supernode"):
-        (folder / name).write_text(said)
+    said = 'echo "$0" "$@"\numask\npwd\necho "home $FLWR_HOME"\n'
+    shell = f"#!/bin/sh\n{said}"
+    # Python runs this one (deploy/superlink.py).
+    python = f"import subprocess, sys\nsubprocess.run(['sh', '-c', {said!r}, *sys.argv])\n"
+    for name, text in {
+        "flwr": shell,
+        "flower-supernode": shell,
+        "flower-superlink": python,
+    }.items():
+        (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     if not (folder / "python").exists():
         (folder / "python").symlink_to(sys.executable)

@@ -209,29 +209,24 @@ class _Matching:
             budget = config.memory_budget_mb * 2**20
             first = seen(images, targets, 0)
             self._kept_steps = steps_within(budget, self._student, self._start, first)
-        if self._bench.device.type != "cuda" or not sees_all(config, len(images)):
-            return self._gradients(seen, images, targets, lr)
-        if self._replayed is None:
-            self._replayed = Replayed(partial(self._gradients, seen))
-        return self._replayed(images, targets, lr)
-
-    def _gradients(
-        self, seen: StepInput, images: Tensor, targets: Tensor, lr: Tensor
-    ) -> MatchingGradients:
-        config = self._bench.config
-        return matching_gradients(
+        # Of nothing that holds this object: a cycle would keep a client's recording, memory and all,
+        # until Python looks for cycles.
+        gradients = partial(
+            matching_gradients,
             self._student,
             seen,
             self._start,
             self._path,
-            images,
-            targets,
-            lr,
             steps=config.student_steps,
             exact=config.gradient == "exact",
             distance=DISTANCES[config.distance],
             kept_steps=self._kept_steps,
         )
+        if self._bench.device.type != "cuda" or not sees_all(config, len(images)):
+            return gradients(images, targets, lr)
+        if self._replayed is None:
+            self._replayed = Replayed(gradients)
+        return self._replayed(images, targets, lr)
 
 
 def first_latents(job: DistillJob, bench: Bench) -> Latents:
