@@ -147,7 +147,9 @@ class Job:
     def _report(
         self, records: Sequence[Record], images: Prepared, seeds: Sequence[int], lacking: list[str]
     ) -> None:
-        folder = self.out / "-".join(filter(None, (division_name(self.division), self.table)))
+        # A trial's table must not take the place of the preset's own.
+        words = division_name(self.division), self.table, "trial" if self.said else ""
+        folder = self.out / "-".join(filter(None, words))
         ceilings = [entry.label for entry in self.entries if entry.ceiling]
         rows = tables.rows_of(records, ceilings)
         title = self._title(images, seeds)

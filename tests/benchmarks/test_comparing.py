@@ -9,6 +9,7 @@ from compare import setting
 from comparing import spending, tables, tuning
 from comparing.entries import ENTRIES, GRID, OURS, roster
 from comparing.images import Prepared, divided, fingerprint
+from comparing.job import Job
 from comparing.parts import PARTS, ROWS
 from comparing.plots import curves, spread
 from comparing.presets import PRESETS, division, division_name
@@ -142,6 +143,16 @@ def test_images_have_a_table_where_a_judge_saw_them():
     lines = tables.image_table([*judged, *RECORDS]).splitlines()
     assert lines[0] == "| images: in class, nearest | r1 | r2 | matching loss, r1 |"
     assert lines[2:] == ["| feddgm | 0.30, 0.50 | 0.40, 0.60 | 1.00 to 0.50 |"]
+
+
+def test_a_trials_table_does_not_take_the_place_of_the_presets(tmp_path):
+    for said in ({}, {"client.epochs": 2}):
+        job = Job(PRESETS["mnist5k"], division(0.1, None), [], tmp_path, tmp_path, None, said=said)
+        images = Prepared({}, "toy", "toy", {"train": 4, "test": 2})
+        job._report([record(OURS, 0, [0.5, 0.6])], images, [0], [])
+    own, trial = (tmp_path / name / "table.md" for name in ("alpha-0.1", "alpha-0.1-trial"))
+    assert "client.epochs" not in own.read_text()
+    assert "client.epochs = 2" in trial.read_text()
 
 
 def test_a_curve_ends_where_a_run_diverged_and_adds_up_what_was_spent():

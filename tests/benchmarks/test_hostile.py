@@ -89,6 +89,8 @@ def test_a_finished_run_counts_while_its_settings_are_the_same(tmp_path):
     (tmp_path / "units" / f"{case.name}.json").write_text(json.dumps({"said": case.said}))
     assert hostile.stored(tmp_path, case) == {"said": case.said}
     assert hostile.stored(tmp_path, Case("fedavg", HONEST, 0, {"method": "krum"})) is None
+    elsewhere = Case("fedavg", HONEST, 0, {"method": "fedavg", "data.root": "/other/images.npz"})
+    assert hostile.stored(tmp_path, elsewhere) == {"said": case.said}
 
 
 def record(row, attack, seed, accuracy, clients=()):

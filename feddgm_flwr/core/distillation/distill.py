@@ -209,7 +209,7 @@ class _Matching:
             budget = config.memory_budget_mb * 2**20
             first = seen(images, targets, 0)
             self._kept_steps = steps_within(budget, self._student, self._start, first)
-        # Of nothing that holds this object: a cycle would keep a client's recording, memory and all,
+        # Of nothing that holds this object: a cycle would keep a client's recording and its memory
         # until Python looks for cycles.
         gradients = partial(
             matching_gradients,
