@@ -11,7 +11,7 @@ from feddgm_flwr.config import RunConfig, said_keys
 from feddgm_flwr.core.distillation.progress import Gallery
 from feddgm_flwr.core.memory import keep_freed_memory
 from feddgm_flwr.data.datasets import spec_of
-from feddgm_flwr.federation.checkpoint import Checkpoint
+from feddgm_flwr.federation.checkpoint import NOBODY, Checkpoint
 from feddgm_flwr.federation.facts import gpu_load
 from feddgm_flwr.federation.folder import (
     draw_owners,
@@ -79,10 +79,7 @@ def federate(
             side.state,
             num_classes=spec.num_classes,
             prior=side.prior,
-            partitions=0 if saved is None else saved.partitions,
-            clients=() if saved is None else saved.clients,
-            owners={} if saved is None else saved.owners,
-            own_data=() if saved is None else saved.own_data,
+            known=NOBODY if saved is None else saved.known,
             num_threads=side.num_threads,
             results=side.results,
             out_dir=folder,

@@ -8,7 +8,7 @@ partition id), so there is no generator to save.
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,19 @@ FILE = "checkpoint.feddgm"
 PREVIOUS = "checkpoint.previous.feddgm"
 KIND = "feddgm checkpoint 3"
 """What a file begins with; then its checksum, and the rest as ``torch.save`` writes it."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Whom a run knew before it was resumed, as ``Checkpoint`` has it; at first nobody."""
+
+    partitions: int = 0
+    clients: Sequence[int] = ()
+    owners: Mapping[int, int] = field(default_factory=dict)
+    own_data: Sequence[int] = ()
+
+
+NOBODY = Known()
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,11 @@ class Checkpoint:
     threads: int
     owners: dict[int, int] = field(default_factory=dict)
     own_data: list[int] = field(default_factory=list)
+
+    @property
+    def known(self) -> Known:
+        """Whom the run knew."""
+        return Known(self.partitions, self.clients, self.owners, self.own_data)
 
 
 def save(out_dir: Path, checkpoint: Checkpoint) -> None:

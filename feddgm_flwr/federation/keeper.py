@@ -8,7 +8,7 @@ need be with the old model.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -107,9 +107,8 @@ class RoundKeeper(Strategy):
         Of the data set.
     prior
         Fingerprint of the prior, "" without one; it goes into the checkpoint.
-    partitions, clients, owners, own_data
-        Parts of the data, ids of clients and the nodes behind before a resume; 0 and none where
-        not known.
+    known
+        Whom the run knew before it was resumed.
     num_threads
         CPU threads of the server's own computing.
     out_dir
@@ -130,16 +129,13 @@ class RoundKeeper(Strategy):
         *,
         num_classes: int,
         prior: str,
-        partitions: int,
-        clients: Sequence[int],
-        owners: Mapping[int, int],
-        own_data: Iterable[int] = (),
         num_threads: int,
         results: Results,
         out_dir: Path,
         emit: Emit,
         score: Score,
         show: Show,
+        known: checkpoint.Known = checkpoint.NOBODY,
         judge: Judge | None = None,
         ledger: Ledger | None = None,
     ) -> None:
@@ -152,10 +148,10 @@ class RoundKeeper(Strategy):
         self.roster = Roster(
             min_clients=config.rounds.min_clients,
             wait_s=config.rounds.node_wait_s,
-            partitions=partitions or config.rounds.partitions,
-            clients=clients,
-            owners=owners,
-            own_data=own_data,
+            partitions=known.partitions or config.rounds.partitions,
+            clients=known.clients,
+            owners=known.owners,
+            own_data=known.own_data,
             takeover=config.rounds.takeover,
             widths=config.surrogate.widths,
         )

@@ -1,11 +1,16 @@
 """The start scripts: what they hand to Flower, what they keep private, what they refuse."""
 
 import sys
+from importlib.metadata import version
 
 import pytest
 from kit import credentials, mode, stand_ins, started
 
 cred = credentials()
+ONE_PORT = tuple(map(int, version("flwr").split(".")[:2])) >= (1, 41)
+"""Whether this Flower serves devices and commands at one address (docs/deploy.md)."""
+port_each = pytest.mark.skipif(ONE_PORT, reason="this Flower has one port for all")
+one_port = pytest.mark.skipif(not ONE_PORT, reason="this Flower has a port for each")
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +64,19 @@ def test_a_server_speaks_tls_wants_keys_and_keeps_registrations(server, keys, tm
     assert "--insecure" not in command
 
 
+@port_each
 def test_by_default_devices_reach_one_port_and_commands_are_for_this_machine(server):
     command = server().stdout
     assert "--fleet-api-address 0.0.0.0:9092" in command
     assert "--control-api-address 127.0.0.1:9093" in command
     assert "--serverappio-api-address 127.0.0.1:9091" in command
+
+
+@one_port
+def test_one_address_serves_all_and_it_is_said_that_commands_ask_for_no_key(server):
+    ended = server()
+    assert "--host 0.0.0.0 --port 9092" in ended.stdout
+    assert "at one address, 0.0.0.0:9092; commands ask for no key" in ended.stderr
 
 
 def test_what_a_server_writes_is_its_owners_alone(server, tmp_path):
@@ -89,6 +102,7 @@ def test_commands_are_not_offered_at_every_address(server, name, address):
     assert "flower-superlink" not in ended.stdout
 
 
+@port_each
 @pytest.mark.parametrize("address", ["10.9.0.1:9093", "[::1]:9093"])
 def test_a_management_network_may_be_given(server, address):
     assert f"--control-api-address {address}" in server(FEDDGM_CONTROL=address).stdout
@@ -102,7 +116,7 @@ def test_a_device_trusts_one_authority_and_shows_its_key(device, keys, tmp_path)
         "--superlink server.example.org:9092",
         f"--root-certificates {keys}/ca.crt",
         f"--auth-supernode-private-key {keys}/node-0",
-        "--clientappio-api-address 127.0.0.1:9094",
+        "--host 127.0.0.1 --port 9094" if ONE_PORT else "--clientappio-api-address 127.0.0.1:9094",
         '--node-config partition-id=3 data-dir="/a b"',
     ):
         assert part in command
