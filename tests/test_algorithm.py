@@ -249,6 +249,17 @@ def test_the_replies_say_their_share_of_every_target():
     torch.testing.assert_close(lessons.targets, 0.75 * report.fresh.targets + 0.25 * told)
 
 
+@pytest.mark.parametrize("kind", ["mean", "median", "geometric-median"])
+def test_where_the_mean_counts_all_alike_a_claimed_number_bears_on_no_teacher_either(kind):
+    server = toy.server(server__aggregate=kind, union__teacher_share=1.0, union__learns="all")
+    state, updates = toy.federation(server)
+    claimed = [dataclasses.replace(updates[0], num_examples=9 * updates[0].num_examples)]
+    honest, liar = (
+        one_round(server, state, heard)[0].surrogate for heard in (updates, claimed + updates[1:])
+    )
+    assert same(honest, liar) == (kind != "mean")
+
+
 def test_training_on_the_union_begins_with_the_owners_rows_unless_told_otherwise():
     """With no epochs the union changes nothing, and what it began with is left."""
     state, updates = toy.federation(toy.server())

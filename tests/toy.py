@@ -105,6 +105,7 @@ def server(**overrides) -> Server:
         config.union,
         config.client,
         config.seed,
+        mean=config.server.mean,
     )
     return Server(config, tools, shop)
 

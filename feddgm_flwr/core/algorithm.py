@@ -259,12 +259,12 @@ def next_surrogates(
     The mean of its clients' replies has a share of it (``UnionConfig.aggregate_share``) in as much
     as these clients hold the images of all.
     """
-    everyone = sum(u.num_examples for u, _ in sound)
+    everyone = sum(shop.mean.voices([u for u, _ in sound]))
     nexts = {}
     for name in state.surrogates:
         own = [s for s in sound if s[0].surrogate == name]
         share = shop.union.aggregate_share
-        share *= sum(u.num_examples for u, _ in own) / everyone if everyone else 1
+        share *= sum(shop.mean.voices([u for u, _ in own])) / everyone if everyone else 1
         there = replace(shop.of(name), union=replace(shop.union, aggregate_share=share))
         carried = carried_on(state, name, shop.union)
         mean = means.get(name, {})
@@ -295,7 +295,7 @@ def next_surrogate(
         return state.surrogate if alone else learn(state.surrogate, union)
     if config.surrogate_update == "aggregate":
         return mean
-    replies, weights = [u.params for u, _ in sound], [u.num_examples for u, _ in sound]
+    replies, weights = [u.params for u, _ in sound], shop.mean.voices([u for u, _ in sound])
     owned = [job.images_per_class for _, job in sound]
     start = mean
     if config.classifier_mean == "owners":
@@ -356,7 +356,7 @@ def teachers_of(
     """Return whom the global models hear: the next surrogate and the replies of its width."""
     module, device = shop.learners.surrogate.module, shop.learners.surrogate.device
     own = [u for u, _ in sound if u.surrogate == SURROGATE]
-    replies, weights = [u.params for u in own], [u.num_examples for u in own]
+    replies, weights = [u.params for u in own], shop.mean.voices(own)
     return Teachers(
         Ensemble.of(module, [surrogate], device),
         Ensemble.weighted(module, replies, weights, device) if own else None,

@@ -49,7 +49,12 @@ class Mean:
 
     def of(self, updates: Sequence[ClientUpdate], start: Params) -> Params:
         """Return the mean of the parameters of ``updates``, weighted by their examples."""
-        return self([u.params for u in updates], [u.num_examples for u in updates], start)
+        return self([u.params for u in updates], self.voices(updates), start)
+
+    def voices(self, updates: Sequence[ClientUpdate]) -> list[int]:
+        """Return how much each reply's word counts, here and wherever else replies are heard."""
+        counts = self.kind in ("mean", "clipped")
+        return [u.num_examples if counts else 1 for u in updates]
 
     def __call__(
         self, replies: Sequence[Params], weights: Sequence[float | int], start: Params
