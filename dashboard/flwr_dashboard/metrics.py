@@ -51,7 +51,7 @@ def samples(run: Run, stands: Standing) -> Iterator[tuple[str, float | None, dic
     for state in STATES:
         yield "state", float(stands.key == state), {"state": state}
     yield "round", done[-1].number if done else 0, {}
-    yield "rounds", run.rounds_planned, {}
+    yield "rounds", run.rounds_planned or None, {}  # 0 until the run has said it
     yield "best_accuracy", best[1] if best else None, {}
     yield from _each("accuracy", "model", scored[-1].accuracy if scored else {})
     yield from _each("loss", "model", scored[-1].loss if scored else {})

@@ -114,6 +114,7 @@ def get(port, path="/metrics"):
 
 def test_figures_are_there_while_the_run_is(tmp_path):
     with Endpoint("mine", "127.0.0.1", 0) as endpoint:
+        assert "flwr_run_rounds{" not in get(endpoint.port)  # nobody has said how many
         with RunLog(tmp_path, endpoint.take) as log:
             log.tell("run-start", 0, method="FedAvg", rounds=4, config={})
             log.tell("scored", 2, accuracy={"model": 0.5}, loss={})
