@@ -33,12 +33,13 @@ import torch
 from comparing.images import prepared
 from comparing.presets import CPU, PRESETS, Preset, Said, division
 from comparing.shared import SharedTraining
+from comparing.units import bearing
 from comparing.work import machine
 from inprocess import Meddler, Round, quiet, rounds_of
 from sklearn.metrics import roc_auc_score
 
 from feddgm_flwr.build import build_learners, build_tools, first_state
-from feddgm_flwr.config import RunConfig, may_differ
+from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.ensemble import Ensemble
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.params import Params, all_finite
@@ -232,8 +233,9 @@ def run_case(case: Case, out: Path, where: str = "") -> dict[str, Any]:
     hostile = Hostile(case.attack, liars, spec.num_classes, case.seed)
     module = build_learners(config, spec).surrogate.module
     record: dict[str, Any] = {"row": case.row, "attack": case.attack, "seed": case.seed,
-                              "said": case.said, "liars": liars, "accuracy": [], "clients": [],
-                              "diverged": "", "machine": machine(device)}  # fmt: skip
+                              "said": bearing(case.said), "liars": liars, "accuracy": [],
+                              "clients": [], "diverged": "",
+                              "machine": machine(device)}  # fmt: skip
     start = start_of(json.dumps({**case.said, **ROWS[OURS]}), device)
     local = SharedTraining(out / "data" / "local")
     try:
@@ -340,12 +342,7 @@ def stored(out: Path, case: Case) -> dict[str, Any] | None:
     """Return a finished run of today's settings."""
     file = out / "units" / f"{case.name}.json"
     record = json.loads(file.read_text()) if file.is_file() else None
-    return record if record is not None and told(record["said"]) == told(case.said) else None
-
-
-def told(said: Said) -> Said:
-    """Return what of ``said`` bears on the numbers: not where images lie."""
-    return {key: value for key, value in said.items() if key not in may_differ()}
+    return record if record is not None and bearing(record["said"]) == bearing(case.said) else None
 
 
 def keep(out: Path, case: Case, record: dict[str, Any]) -> None:

@@ -69,10 +69,15 @@ class Unit:
     @property
     def name(self) -> str:
         """A file's name: readable, then the key."""
-        told = {key: value for key, value in self.said.items() if key not in may_differ()}
+        told = bearing(self.said)
         words = json.dumps([told, self.clients, self.fingerprint, self.rounds], sort_keys=True)
         slug = re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
         return f"{slug}-seed{self.seed}-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
+
+
+def bearing(said: Said) -> dict[str, Scalar]:
+    """Return what of ``said`` bears on the numbers: not where images lie, say."""
+    return {key: value for key, value in said.items() if key not in may_differ()}
 
 
 def unit_of(
