@@ -1,9 +1,11 @@
 """What one client-round of distillation costs: the published way, one core, all cores, the floor.
 
 Claim: docs, "Speed". For each workload, in one run: seconds a client-round, peak resident memory
-and the matching loss after the same iterations, of the plain reference (``reference.py``), the
-serial engine and the process engine; floating-point operations by torch's counter; the machine's
-own matmul and convolution rates on as many threads; and the fractions of them that are reached.
+and the matching loss after the same iterations, of the plain reference and of autograd at its best
+(one pass, every graph and all freed memory kept; both in ``reference.py``), of the serial engine,
+under the workload's memory budget and with every step's trace kept, and of the process engine;
+floating-point operations by torch's counter; the machine's own matmul and convolution rates on as
+many threads; and the fractions of them that are reached.
 
     python benchmarks/distill_speed.py [mnist5k cifar-paper imagenette-128]
         [--weights FOLDER] [--data PACK.npz] [--iterations N] [--device cuda] [--out FILE.json]
@@ -36,7 +38,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from inprocess import client_sets, local_update
-from reference import distill_plainly
+from reference import distill_in_one_pass, distill_plainly
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
@@ -55,6 +57,7 @@ from feddgm_flwr.core.distillation.distill import (
 )
 from feddgm_flwr.core.distillation.engine import ProcessEngine, SerialEngine, threads
 from feddgm_flwr.core.images import ImageSpec
+from feddgm_flwr.core.memory import keep_freed_memory
 from feddgm_flwr.core.models import build_surrogate, initialise
 from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.seeding import derive
@@ -81,6 +84,8 @@ TOLERANCE = {"mnist5k": 0.02, "cifar-paper-3": 0.02, "cifar-paper-5": 0.1, "imag
 """Case -> largest relative distance of the final loss from the references'. At depth 5 float32
 itself leaves several percent of the loss open (``float32_error.py``)."""
 
+
+PUBLISHED, ONE_PASS, KEPT = "reference", "one pass", ", traces kept"
 
 Gradient = Literal["exact", "detached"]
 Precision = Literal["float32", "bfloat16"]
@@ -130,8 +135,8 @@ class Floor:
 
     Attributes
     ----------
-    engine_flops, reference_flops
-        Of a whole client-round.
+    flops
+        Key of ``counted_as`` -> of a whole client-round.
     step_mb
         Bytes that one student step's trace holds on to.
     matmul, convolution
@@ -139,8 +144,7 @@ class Floor:
         processor, convolutions are faster than it, and theirs is the nearer ceiling.
     """
 
-    engine_flops: float
-    reference_flops: float
+    flops: dict[str, float]
     step_mb: float
     matmul: dict[int, float]
     convolution: dict[int, float]
@@ -240,14 +244,33 @@ def measure_reference(case: Case, num_threads: int) -> Measured:
             began = time.perf_counter()
             losses = distill_plainly(case.job, bench, bench.config.iterations)
             seconds = time.perf_counter() - began
-    return Measured("reference", num_threads, 1, scaled(case, seconds, 1), peak.mb, losses[-1])
+    return Measured(PUBLISHED, num_threads, 1, scaled(case, seconds, 1), peak.mb, losses[-1])
+
+
+def measure_one_pass(case: Case, num_threads: int) -> Measured:
+    """Run autograd at its best on one client."""
+    keep_freed_memory()
+    bench = placed(case.bench)
+    with threads(num_threads):
+        distill_in_one_pass(small(case.job), bench, 1)
+        with PeakMemory(bench.device) as peak:
+            began = time.perf_counter()
+            losses = distill_in_one_pass(case.job, bench, bench.config.iterations)
+            seconds = time.perf_counter() - began
+    return Measured(ONE_PASS, num_threads, 1, scaled(case, seconds, 1), peak.mb, losses[-1])
 
 
 def measure_serial(
-    case: Case, gradient: Gradient, precision: Precision = "float32", compiled: bool = False
+    case: Case,
+    gradient: Gradient,
+    precision: Precision = "float32",
+    compiled: bool = False,
+    all_kept: bool = False,
 ) -> Measured:
     """Run the serial engine, on one thread, on one client."""
     config = replace(case.bench.config, gradient=gradient, precision=precision, compile=compiled)
+    if all_kept:
+        config = replace(config, memory_budget_mb=0)
     bench = placed(replace(case.bench, config=config))
     if compiled:  # its kernels are made before the clock starts
         once = SerialEngine(replace(bench, config=replace(config, iterations=1)))
@@ -255,6 +278,7 @@ def measure_serial(
     seconds, loss, peak = measure_engine(SerialEngine(bench), [case.job], bench.device)
     way = f"serial, {gradient}" + ("" if precision == "float32" else f", {precision}")
     way += ", compiled" if compiled else ""
+    way += KEPT if all_kept else ""
     return Measured(way, 1, 1, scaled(case, seconds, 1), peak, loss)
 
 
@@ -310,8 +334,13 @@ def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:
     assert latents.latents is not None
     values = latents.latents.values
     after = counted(lambda: decode(bench.prior, values, bench))
-    engine = counted(lambda: distill_client(case.job, detached)) - after
-    reference = counted(lambda: distill_plainly(case.job, bench, 1))
+    kept = replace(detached, config=replace(detached.config, memory_budget_mb=0))
+    flops = {
+        PUBLISHED: counted(lambda: distill_plainly(case.job, bench, 1)),
+        ONE_PASS: counted(lambda: distill_in_one_pass(case.job, bench, 1)),
+        "": counted(lambda: distill_client(case.job, detached)) - after,
+        KEPT: counted(lambda: distill_client(case.job, kept)) - after,
+    }
     images = bench.prior.decode(values.to(bench.device)).detach()
     targets = latents.targets.to(bench.device)
     start = {k: v.to(bench.device) for k, v in case.job.start.items()}
@@ -319,8 +348,7 @@ def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:
     step = student_of(bench.student).step(start, *seen, keep=True)[1].nbytes
     gc.collect()
     return Floor(
-        engine * case.iterations,
-        reference * case.iterations,
+        {way: each * case.iterations for way, each in flops.items()},
         step / 2**20,
         {n: matmul_gflops(n, bench.device) for n in counts},
         {n: convolution_gflops(n, bench.device) for n in counts},
@@ -384,8 +412,11 @@ def measure(case: Case, cores: int) -> tuple[list[Measured], Floor]:
     cpu = case.bench.device.type == "cpu"
     counts = (1, cores) if cpu and cores > 1 else (1,)
     plan: list[tuple[Any, ...]] = [(measure_reference, case, n) for n in counts]
+    plan += [(measure_one_pass, case, n) for n in counts]
     # The engine on the reference's own gradient, so that the losses must agree ...
     plan.append((measure_serial, case, "detached"))
+    if case.bench.config.memory_budget_mb:
+        plan.append((measure_serial, case, "detached", "float32", False, True))
     # ... and on the workload's, if that is another.
     if (own := case.bench.config.gradient) != "detached":
         plan.append((measure_serial, case, own))
@@ -406,12 +437,17 @@ def measure(case: Case, cores: int) -> tuple[list[Measured], Floor]:
 
 
 def table(case: Case, ways: list[Measured], floor: Floor) -> list[str]:
-    """Return markdown rows; ratios are from the faster of the reference's thread counts."""
-    best = min(w.seconds for w in ways if w.way == "reference")
-    plain = next(w.loss for w in ways if w.way == "reference")
+    """Return markdown rows.
+
+    Ratios are from the faster of the reference's thread counts, and from one pass of autograd on as
+    many threads.
+    """
+    best = min(w.seconds for w in ways if w.way == PUBLISHED)
+    plain = next(w.loss for w in ways if w.way == PUBLISHED)
+    one_pass = {w.threads: w.seconds for w in ways if w.way == ONE_PASS}
     rows = []
     for w in ways:
-        flops = floor.reference_flops if w.way == "reference" else floor.engine_flops
+        flops = floor.flops[counted_as(w.way)]
         # Exact pulls through the parameters too; its operations are not counted here.
         counts = "exact" not in w.way
         rate = flops / w.seconds / 1e9
@@ -419,6 +455,7 @@ def table(case: Case, ways: list[Measured], floor: Floor) -> list[str]:
         of_convolution = 100 * rate / floor.convolution[w.threads]
         rows.append(
             f"| {case.name} | {w.way} | {w.threads} | {w.seconds:.1f} | {best / w.seconds:.2f} |"
+            f" {one_pass[w.threads] / w.seconds:.2f} |"
             f" {w.peak_mb:.0f} | {w.loss:.5f} | {100 * (w.loss / plain - 1):+.2f} % |"
             + (
                 f" {flops / 1e9:.0f} | {of_matmul:.0f} % | {of_convolution:.0f} % |"
@@ -429,10 +466,15 @@ def table(case: Case, ways: list[Measured], floor: Floor) -> list[str]:
     return rows
 
 
+def counted_as(way: str) -> str:
+    """Return the key of ``Floor.flops`` for a way of computing."""
+    return way if way in (PUBLISHED, ONE_PASS) else KEPT if KEPT in way else ""
+
+
 HEAD = """\
-| workload | way | threads | s a client-round | times faster | peak MB | loss | from reference \
-| GFLOP | of matmul rate | of convolution rate |
-|---|---|---|---|---|---|---|---|---|---|---|"""
+| workload | way | threads | s a client-round | times faster | than one pass | peak MB | loss \
+| from reference | GFLOP | of matmul rate | of convolution rate |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -472,7 +514,7 @@ def disagreement(ways: list[Measured]) -> float:
     """
     if not all(math.isfinite(w.loss) for w in ways):
         return math.inf
-    plain = [w.loss for w in ways if w.way == "reference"]
+    plain = [w.loss for w in ways if w.way in (PUBLISHED, ONE_PASS)]
     return max(
         max(w.loss / max(plain) - 1, 1 - w.loss / min(plain), 0.0)
         for w in ways

@@ -1,17 +1,22 @@
-"""One client's distillation as it was published, written to be read: what speed is measured from.
+"""One client's distillation by autograd, written to be read: what speed is measured from.
 
-One client after the other, eager, all parameters in one flat vector. Trajectory matching in two
-passes (TESLA; the gradient of the *detached* unroll): the first walks the student's steps and
-keeps where each one began, the second takes every step again and differentiates its gradient.
-Images are decoded once to look at and once more to differentiate (GLaD). It does what the authors'
-code does and none of what merely slows theirs down: no scalar loops, no new network a step.
+Two ways to the same numbers, both eager, one client after the other, the gradient of the
+*detached* unroll (TESLA):
 
-It draws the same latents, minibatches and augmentations as ``core.distillation.distill`` under
-``gradient = "detached"``, so the two must agree on the loss. Hard labels only.
+- ``distill_plainly``, as it was published: all parameters in one flat vector, two passes. The
+  first walks the student's steps and keeps where each one began, the second takes every step again
+  and differentiates its gradient. Images are decoded once to look at and once more to differentiate
+  (GLaD). It does what the authors' code does and none of what merely slows theirs down: no scalar
+  loops, no new network a step.
+- ``distill_in_one_pass``, as a good engineer would write it who has the memory: each step's graph
+  is kept, so that no step is taken twice and nothing is decoded twice.
+
+They draw the same latents, minibatches and augmentations as ``core.distillation.distill`` under
+``gradient = "detached"``, so all must agree on the loss. Hard labels only.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,10 +31,27 @@ from feddgm_flwr.core.synthetic import fresh_latents
 
 StudentInput = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """``student_input(images, targets, step)``: the augmented minibatch of a step."""
+Differentiate = Callable[
+    [Bench, DistillJob, Tensor, Tensor, Tensor, StudentInput], tuple[float, Tensor, Tensor]
+]
+"""From bench, job, latents, targets, student's rate and ``StudentInput`` to the matching loss and
+its gradients in latents and rate."""
 
 
 def distill_plainly(job: DistillJob, bench: Bench, iterations: int) -> list[float]:
     """Return the matching loss before each of ``iterations`` steps on the job's fresh latents."""
+    return descend(job, bench, iterations, two_passes)
+
+
+def distill_in_one_pass(job: DistillJob, bench: Bench, iterations: int) -> list[float]:
+    """Return the same with every step's graph kept."""
+    return descend(job, bench, iterations, one_pass)
+
+
+def descend(
+    job: DistillJob, bench: Bench, iterations: int, differentiate: Differentiate
+) -> list[float]:
+    """Return the matching loss before each of ``iterations`` steps."""
     config = bench.config
     if config.labels != "hard" or job.latents is not None:
         raise ValueError(
@@ -51,19 +73,12 @@ def distill_plainly(job: DistillJob, bench: Bench, iterations: int) -> list[floa
     optimizer = (
         torch.optim.Adam(groups) if in_logs else torch.optim.SGD(groups, momentum=config.momentum)
     )
-    start, target = flatten(job.start).to(bench.device), flatten(job.target).to(bench.device)
-
     losses = []
     for iteration in range(iterations):
-        with torch.no_grad():
-            images = bench.prior.decode(z)
         lr = rate.detach().exp() if in_logs else rate.detach().clamp_min(1e-6)
-        student_input = minibatch_and_augmentation(bench, job, iteration, len(images))
-        loss, d_images, d_lr = two_passes(
-            bench, job.start, start, target, images, targets, lr, student_input
-        )
+        seen = minibatch_and_augmentation(bench, job, iteration, len(z))
+        loss, z.grad, d_lr = differentiate(bench, job, z, targets, lr, seen)
         losses.append(loss)
-        (z.grad,) = torch.autograd.grad(bench.prior.decode(z), z, d_images)
         rate.grad = d_lr * lr if in_logs else d_lr
         optimizer.step()
     return losses
@@ -71,21 +86,22 @@ def distill_plainly(job: DistillJob, bench: Bench, iterations: int) -> list[floa
 
 def two_passes(
     bench: Bench,
-    like: Params,
-    start: Tensor,
-    target: Tensor,
-    images: Tensor,
+    job: DistillJob,
+    z: Tensor,
     targets: Tensor,
     lr: Tensor,
     student_input: StudentInput,
 ) -> tuple[float, Tensor, Tensor]:
-    """Return the matching loss and its gradient in images and learning rate."""
+    """Return the matching loss and its gradients; walks the student's steps, then each again."""
+    start, target = flatten(job.start).to(z), flatten(job.target).to(z)
 
     def student_gradient(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        logits = functional_call(bench.student, unflatten(flat, like), (x,))
+        logits = functional_call(bench.student, unflatten(flat, job.start), (x,))
         # A second-order graph in either pass, as published, though only the second needs it.
         return torch.autograd.grad(cross_entropy(logits, y), flat, create_graph=True)[0]
 
+    with torch.no_grad():
+        images = bench.prior.decode(z)
     images = images.detach().requires_grad_()
     theta, gradient_sum = start, torch.zeros_like(start)
     begins, inputs = [], []
@@ -103,7 +119,45 @@ def two_passes(
     for flat, (x, y) in zip(begins, inputs, strict=True):
         inner = -lr * away @ student_gradient(flat, x, y)
         d_images += torch.autograd.grad(inner, images)[0]
-    return float((theta - target).square().sum() / moved), d_images, -(gradient_sum @ away)
+    (d_z,) = torch.autograd.grad(bench.prior.decode(z), z, d_images)
+    return float((theta - target).square().sum() / moved), d_z, -(gradient_sum @ away)
+
+
+def one_pass(
+    bench: Bench,
+    job: DistillJob,
+    z: Tensor,
+    targets: Tensor,
+    lr: Tensor,
+    student_input: StudentInput,
+) -> tuple[float, Tensor, Tensor]:
+    """Return the matching loss and its gradients; keeps the graph of every step's gradient."""
+    names = list(job.start)
+    start, target = ([side[k].to(z) for k in names] for side in (job.start, job.target))
+    images = bench.prior.decode(z)
+    theta, gradients = start, list[tuple[Tensor, ...]]()
+    for step in range(bench.config.student_steps):
+        theta = [p.detach().requires_grad_() for p in theta]
+        x, y = student_input(images, targets, step)
+        logits = functional_call(bench.student, dict(zip(names, theta, strict=True)), (x,))
+        loss = cross_entropy(logits, y)
+        gradients.append(torch.autograd.grad(loss, theta, create_graph=True))
+        theta = [p.detach() - lr * g.detach() for p, g in zip(theta, gradients[-1], strict=True)]
+
+    left = [p - q for p, q in zip(theta, target, strict=True)]
+    moved = sum_of_squares([p - q for p, q in zip(start, target, strict=True)])
+    along = sum(
+        (2 / moved * d * sum(steps)).sum()
+        for d, steps in zip(left, zip(*gradients, strict=True), strict=True)
+    )
+    assert isinstance(along, Tensor)
+    (d_z,) = torch.autograd.grad(-lr * along, z)
+    return float(sum_of_squares(left) / moved), d_z, -along.detach()
+
+
+def sum_of_squares(parts: Sequence[Tensor]) -> Tensor:
+    """Return the squared norm of all parts together."""
+    return torch.stack([part.square().sum() for part in parts]).sum()
 
 
 def minibatch_and_augmentation(

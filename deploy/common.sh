@@ -126,7 +126,7 @@ TOML
 # run_and_follow OPTIONS...: run the app with $WORK/run.toml on connection `feddgm` and follow its
 # log; the exit code is the run's (`flwr run --stream` alone exits 0 even when a run fails).
 run_and_follow() {
-  local reply run status
+  local reply run status wait
   # From an empty folder: simulated clients would import modules lying in the current one.
   cd "$WORK/cwd"
   reply=$(flwr run "$APP" feddgm --format json -c "$WORK/run.toml" "$@") || true
@@ -137,10 +137,16 @@ run_and_follow() {
   echo "run $run"
   flwr log "$run" feddgm --stream || true
   status=unknown
+  wait=2
   until [[ $status == finished:* ]]; do
-    status=$(ask list feddgm --run-id "$run" --format json | json 'd["runs"][0]["status"]') ||
-      status=unknown
-    [[ $status == finished:* ]] || sleep 2
+    if status=$(ask list feddgm --run-id "$run" --format json | json 'd["runs"][0]["status"]' 2>/dev/null); then
+      wait=2
+    else
+      ((wait > 2)) ||
+        echo "the SuperLink says nothing of run $run; asking on until it does (Ctrl-C ends that)" >&2
+      wait=$((wait < 16 ? 2 * wait : 16)) # each question starts a Python
+    fi
+    [[ $status == finished:* ]] || sleep "$wait"
   done
   echo "run $run $status"
   [[ $status == finished:completed ]]

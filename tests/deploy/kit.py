@@ -42,10 +42,10 @@ def stand_ins(folder):
     return folder
 
 
-def started(script, programs, **environment):
-    """Run a start script on stand-ins; return how it ended."""
+def started(script, programs, *arguments, **environment):
+    """Run a script on stand-ins; return how it ended."""
     return subprocess.run(
-        ["bash", str(DEPLOY / script)],
+        ["bash", str(DEPLOY / script), *map(str, arguments)],
         env={
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(sys.path),
