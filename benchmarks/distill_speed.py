@@ -40,7 +40,7 @@ import torch
 from inprocess import client_sets, local_update
 from reference import distill_in_one_pass, distill_plainly
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, one_hot
 from torch.utils.flop_counter import FlopCounterMode
 from watching import PeakMemory
 
@@ -52,6 +52,7 @@ from feddgm_flwr.core.distillation.distill import (
     DistillJob,
     decode,
     distill_client,
+    first_latents,
     student_input,
     student_of,
 )
@@ -329,10 +330,9 @@ def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:
     """Count one iteration's operations and measure the matmul rate."""
     bench = placed(replace(case.bench, config=replace(case.bench.config, iterations=1)))
     detached = replace(bench, config=replace(bench.config, gradient="detached"))
+    latents = first_latents(case.job, bench)
+    values, targets = latents.values, one_hot(latents.labels, bench.num_classes).float()
     # The final decoding, which is not part of an iteration.
-    latents = distill_client(case.job, replace(bench, config=replace(bench.config, iterations=0)))
-    assert latents.latents is not None
-    values = latents.latents.values
     after = counted(lambda: decode(bench.prior, values, bench))
     kept = replace(detached, config=replace(detached.config, memory_budget_mb=0))
     flops = {
@@ -342,9 +342,8 @@ def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:
         KEPT: counted(lambda: distill_client(case.job, kept)) - after,
     }
     images = bench.prior.decode(values.to(bench.device)).detach()
-    targets = latents.targets.to(bench.device)
     start = {k: v.to(bench.device) for k, v in case.job.start.items()}
-    seen = student_input(bench, case.job, 0, len(images))(images, targets, 0)
+    seen = student_input(bench, case.job, 0, len(images))(images, targets.to(bench.device), 0)
     step = student_of(bench.student).step(start, *seen, keep=True)[1].nbytes
     gc.collect()
     return Floor(

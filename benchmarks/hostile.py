@@ -69,6 +69,11 @@ ROWS: dict[str, Said] = {
     "feddgm, trimmed": {"method": "feddgm", "server.aggregate": "trimmed"},
     "feddgm, geometric median": {"method": "feddgm", "server.aggregate": "geometric-median"},
     "feddgm, clipped": {"method": "feddgm", "server.aggregate": "clipped"},
+    "feddgm, clipped, counts up to 3": {
+        "method": "feddgm",
+        "server.aggregate": "clipped",
+        "server.clip-examples": 3.0,
+    },
     "feddgm, no limits": {"method": "feddgm", **UNLIMITED},
     "feddgm, examined": {"method": "feddgm", "union.examine": True},
     "fedavg": {"method": "fedavg"},
