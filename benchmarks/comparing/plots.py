@@ -49,6 +49,10 @@ class Curve:
     x: tuple[float, ...]
     y: tuple[Estimate, ...]
 
+    def without_start(self) -> "Curve":
+        """Return the line from the first round on: nothing was spent before it."""
+        return Curve(self.name, self.x[1:], self.y[1:])
+
 
 def spent(record: Record) -> dict[str, list[float]]:
     """Return what a run had spent after each of its rounds, by the names of ``AXES``."""
@@ -93,19 +97,28 @@ def draw_all(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
 
 
 def draw(lines: Sequence[Curve], title: str, says: str, path: Path) -> Path:
-    """Draw ``lines`` with their names at their ends, over an axis that ``says`` what it is."""
+    """Draw ``lines`` with their names at their ends, over an axis that ``says`` what it is.
+
+    What is spent differs between methods by powers of ten, so those axes are logarithmic.
+    """
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = figure_of(8.0, 5.0)
-    colours = _colours(lines)
+    colours, by_round = _colours(lines), says == AXES["round"]
+    if not by_round:
+        lines = [line.without_start() for line in lines if len(line.x) > 1]
     for line in sorted(lines, key=lambda c: colours[c.name] != GREY):
         _line(axes, line, colours[line.name])
     axes.set_xlabel(says, parse_math=False)
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=says == AXES["round"]))
+    if by_round:
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.set_title(title, fontsize=10, parse_math=False)
     _name_ends(axes, lines, colours)
     save_figure(figure, path)
