@@ -12,7 +12,7 @@ FOLDER=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 
 for method in feddgm fedavg; do
-  # The client's learning rate at which FedAvg is best here (benchmarks/heterogeneity.py).
+  # The client's learning rate at which FedAvg is best here (benchmarks/results/mnist5k/tuned.json).
   tuned=""
   [[ $method == fedavg ]] && tuned="client.lr=0.1"
   resume=false
