@@ -210,7 +210,7 @@ def draw(points: Sequence[Point], file: Path) -> None:
                 yerr=[statistics.stdev(y) if len(y) > 1 else 0.0 for y in ys],
                 marker="o",
                 capsize=3,
-                label=f"{images} images a class",
+                label=f"{images} image{'s' * (images > 1)} a class",
             )
             axes.set_xticks(places, [str(x) for x in xs])
     central = statistics.mean(p.central for p in points)
@@ -221,7 +221,7 @@ def draw(points: Sequence[Point], file: Path) -> None:
             axes.axhline(mean, color="grey", linestyle=":", label="mean of the replies")
     left.set(xlabel="iterations of distillation", ylabel="test accuracy, %")
     right.set(xlabel="iterations of distillation", ylabel="distance to the central surrogate")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="lower right")
     figure.savefig(file, dpi=120)
 
 
