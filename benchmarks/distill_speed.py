@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +88,8 @@ itself leaves several percent of the loss open (``float32_error.py``)."""
 
 
 PUBLISHED, ONE_PASS, KEPT = "reference", "one pass", ", traces kept"
+AUTOGRAD = {PUBLISHED: distill_plainly, ONE_PASS: distill_in_one_pass}
+"""Way -> what the engine is measured against."""
 
 Gradient = Literal["exact", "detached"]
 Precision = Literal["float32", "bfloat16"]
@@ -236,29 +239,18 @@ def read_pack(path: Path, spec: ImageSpec) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(pack["label"][picked].astype(np.int64))
 
 
-def measure_reference(case: Case, num_threads: int) -> Measured:
-    """Run the plain reference on one client."""
-    bench = placed(case.bench)
+def measure_autograd(case: Case, way: str, num_threads: int) -> Measured:
+    """Run one of ``AUTOGRAD`` on one client; the published way is left as it is found."""
+    if way == ONE_PASS:
+        keep_freed_memory()
+    distil, bench = AUTOGRAD[way], placed(case.bench)
     with threads(num_threads):
-        distill_plainly(small(case.job), bench, 1)
+        distil(small(case.job), bench, 1)
         with PeakMemory(bench.device) as peak:
             began = time.perf_counter()
-            losses = distill_plainly(case.job, bench, bench.config.iterations)
+            losses = distil(case.job, bench, bench.config.iterations)
             seconds = time.perf_counter() - began
-    return Measured(PUBLISHED, num_threads, 1, scaled(case, seconds, 1), peak.mb, losses[-1])
-
-
-def measure_one_pass(case: Case, num_threads: int) -> Measured:
-    """Run autograd at its best on one client."""
-    keep_freed_memory()
-    bench = placed(case.bench)
-    with threads(num_threads):
-        distill_in_one_pass(small(case.job), bench, 1)
-        with PeakMemory(bench.device) as peak:
-            began = time.perf_counter()
-            losses = distill_in_one_pass(case.job, bench, bench.config.iterations)
-            seconds = time.perf_counter() - began
-    return Measured(ONE_PASS, num_threads, 1, scaled(case, seconds, 1), peak.mb, losses[-1])
+    return Measured(way, num_threads, 1, scaled(case, seconds, 1), peak.mb, losses[-1])
 
 
 def measure_serial(
@@ -336,8 +328,7 @@ def measure_floor(case: Case, counts: tuple[int, ...]) -> Floor:
     after = counted(lambda: decode(bench.prior, values, bench))
     kept = replace(detached, config=replace(detached.config, memory_budget_mb=0))
     flops = {
-        PUBLISHED: counted(lambda: distill_plainly(case.job, bench, 1)),
-        ONE_PASS: counted(lambda: distill_in_one_pass(case.job, bench, 1)),
+        **{way: counted(partial(distil, case.job, bench, 1)) for way, distil in AUTOGRAD.items()},
         "": counted(lambda: distill_client(case.job, detached)) - after,
         KEPT: counted(lambda: distill_client(case.job, kept)) - after,
     }
@@ -410,12 +401,13 @@ def measure(case: Case, cores: int) -> tuple[list[Measured], Floor]:
     """Measure every way of computing a case, one after the other."""
     cpu = case.bench.device.type == "cpu"
     counts = (1, cores) if cpu and cores > 1 else (1,)
-    plan: list[tuple[Any, ...]] = [(measure_reference, case, n) for n in counts]
-    plan += [(measure_one_pass, case, n) for n in counts]
+    plan: list[tuple[Any, ...]] = [
+        (measure_autograd, case, way, n) for way in AUTOGRAD for n in counts
+    ]
     # The engine on the reference's own gradient, so that the losses must agree ...
     plan.append((measure_serial, case, "detached"))
     if case.bench.config.memory_budget_mb:
-        plan.append((measure_serial, case, "detached", "float32", False, True))
+        plan.append((partial(measure_serial, all_kept=True), case, "detached"))
     # ... and on the workload's, if that is another.
     if (own := case.bench.config.gradient) != "detached":
         plan.append((measure_serial, case, own))
@@ -467,7 +459,7 @@ def table(case: Case, ways: list[Measured], floor: Floor) -> list[str]:
 
 def counted_as(way: str) -> str:
     """Return the key of ``Floor.flops`` for a way of computing."""
-    return way if way in (PUBLISHED, ONE_PASS) else KEPT if KEPT in way else ""
+    return way if way in AUTOGRAD else KEPT if KEPT in way else ""
 
 
 HEAD = """\
@@ -513,7 +505,7 @@ def disagreement(ways: list[Measured]) -> float:
     """
     if not all(math.isfinite(w.loss) for w in ways):
         return math.inf
-    plain = [w.loss for w in ways if w.way in (PUBLISHED, ONE_PASS)]
+    plain = [w.loss for w in ways if w.way in AUTOGRAD]
     return max(
         max(w.loss / max(plain) - 1, 1 - w.loss / min(plain), 0.0)
         for w in ways
