@@ -39,7 +39,8 @@ def options(about: str | None, among: Sequence[Entry] = ENTRIES) -> argparse.Nam
         "--methods",
         nargs="+",
         metavar="LABEL",
-        help="rows; all by default: " + "; ".join(entry.label for entry in among),
+        help="rows beside those that the table has; all by default, but with --report-only none: "
+        + "; ".join(entry.label for entry in among),
     )
     say("--data", type=Path, help="where the data set is, if it comes not with the installation")
     say("--alpha", type=float, default=0.1, help="Dirichlet concentration")
@@ -79,6 +80,7 @@ def job_of(chosen: argparse.Namespace, among: Sequence[Entry] = ENTRIES, table: 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # A terminated comparison ends its workers, as an interrupted one does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    labels = () if chosen.report_only and chosen.methods is None else chosen.methods
     return Job.of(
         PRESETS[chosen.preset].with_rounds(chosen.rounds),
         division(chosen.alpha, chosen.classes_per_client),
@@ -86,7 +88,7 @@ def job_of(chosen: argparse.Namespace, among: Sequence[Entry] = ENTRIES, table: 
         committed=RESULTS / chosen.preset,
         data=chosen.data,
         prior=chosen.prior,
-        labels=chosen.methods,
+        labels=labels,
         among=among,
         table=table,
         device=chosen.device,

@@ -33,6 +33,7 @@ import torch
 from comparing.images import prepared
 from comparing.presets import CPU, PRESETS, Preset, Said, division
 from comparing.shared import SharedTraining
+from comparing.store import seeds_in
 from comparing.units import bearing
 from comparing.work import machine
 from inprocess import Meddler, Round, quiet, rounds_of
@@ -372,9 +373,12 @@ def run_all(todo: Sequence[Case], out: Path, workers: int, where: str) -> None:
 
 
 def lost_table(done: Sequence[dict[str, Any]], attacks: Sequence[str]) -> str:
-    """Return points lost against the honest run of the same row and seed, in Markdown."""
+    """Return points lost against the honest run of the same row and seed, in Markdown.
+
+    A row without an honest run is left out; what was not run is "-".
+    """
     reached = {(r["row"], r["attack"], r["seed"]): last(r) for r in done}
-    rows = list(dict.fromkeys(r["row"] for r in done))
+    rows = list(dict.fromkeys(r["row"] for r in done if r["attack"] == HONEST))
     lines = [
         "| | honest | left out | " + " | ".join(attacks) + " | worst |",
         "|---" * (len(attacks) + 4) + "|",
@@ -386,9 +390,11 @@ def lost_table(done: Sequence[dict[str, Any]], attacks: Sequence[str]) -> str:
             for a in (LEFT_OUT, *attacks)
         ]
         means = [statistics.mean(column) if column else math.nan for column in lost]
-        cells = [f"{100 * statistics.mean(honest.values()):.1f}", *(f"{m:.1f}" for m in means)]
         worst = max((m for m in means[1:] if m == m), default=math.nan)
-        lines.append(f"| {row} | " + " | ".join(cells) + f" | {worst:.1f} |")
+        cells = [100 * statistics.mean(honest.values()), *means, worst]
+        lines.append(
+            f"| {row} | " + " | ".join("-" if c != c else f"{c:.1f}" for c in cells) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -448,13 +454,16 @@ def main() -> None:
         data = prepared(preset, "report", chosen.data, chosen.out / "data").said
     more = {**data, **(QUICK if chosen.quick else {})}
     more |= {"prior.kind": "pixel"} if chosen.pixels else {}
-    todo = cases(preset.with_rounds(chosen.rounds), chosen.rows, chosen.attacks, chosen.seeds, more)
+    preset = preset.with_rounds(chosen.rounds)
     if not chosen.report_only:
+        todo = cases(preset, chosen.rows, chosen.attacks, chosen.seeds, more)
         run_all(todo, chosen.out, chosen.workers, chosen.device)
-    done = [r for r in (stored(chosen.out, case) for case in todo) if r is not None]
-    parts = ["points lost", lost_table(done, chosen.attacks), honest_extremes(done)]
-    for row in (r for r in chosen.rows if ROWS[r]["method"] == "feddgm"):
-        parts += [f"told apart by, {row}", detection_table(done, row, chosen.attacks)]
+    # All that is done, whichever of it was asked for this time: a table loses no row.
+    known = cases(preset, ROWS, ATTACKS, sorted(seeds_in(chosen.out)), more)
+    done = [r for r in (stored(chosen.out, case) for case in known) if r is not None]
+    parts = ["points lost", lost_table(done, list(ATTACKS)), honest_extremes(done)]
+    for row in dict.fromkeys(r["row"] for r in done if ROWS[r["row"]]["method"] == "feddgm"):
+        parts += [f"told apart by, {row}", detection_table(done, row, list(ATTACKS))]
     text = "\n\n".join(parts)
     write_atomically(chosen.out / "table.md", text.encode())
     print(text)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from comparing.presets import CPU, PRESETS, Said, division
+from comparing.store import seeds_in
 from hostile import DIGITS, QUICK
 from inprocess import Meddler, Round, own_images, quiet, rounds_of, scorer
 from torch import nn
@@ -331,10 +332,11 @@ def main() -> None:
         **CPU,
         **(QUICK if chosen.quick else {}),
     }
-    todo = cases(chosen.rows, chosen.seeds, told)
     if not chosen.report_only:
-        run_all(todo, chosen.out, told)
-    done = [r for r in (stored(chosen.out, case) for case in todo) if r is not None]
+        run_all(cases(chosen.rows, chosen.seeds, told), chosen.out, told)
+    # All that is done, whichever of it was asked for this time: a table loses no row.
+    known = cases(ROWS, sorted(seeds_in(chosen.out)), told)
+    done = [r for r in (stored(chosen.out, case) for case in known) if r is not None]
     text = "\n\n".join([accuracy_table(done), audit_table(done)])
     write_atomically(chosen.out / "table.md", text.encode())
     print(text)

@@ -23,6 +23,26 @@ from feddgm_flwr.priors import build_prior
 
 logger = logging.getLogger(__name__)
 
+RESULTS = "results.json"
+"""A table's file for programs: its title, division and the records of all its runs."""
+
+
+@dataclass(frozen=True)
+class Had:
+    """Which rows and seeds a table has."""
+
+    labels: frozenset[str] = frozenset()
+    seeds: frozenset[int] = frozenset()
+
+
+def rows_and_seeds(folder: Path) -> Had:
+    """Return what the table in ``folder`` has; nothing where there is none."""
+    file = folder / RESULTS
+    if not file.is_file():
+        return Had()
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    return Had(frozenset(r["label"] for r in runs), frozenset(r["seed"] for r in runs))
+
 
 @dataclass(frozen=True)
 class Job:
@@ -30,6 +50,10 @@ class Job:
 
     Attributes
     ----------
+    entries
+        Rows that are tuned or run.
+    among
+        All rows that there are, of which the table keeps those it had.
     committed
         Where tuned settings are looked for after ``out``.
     table
@@ -43,6 +67,7 @@ class Job:
     preset: Preset
     division: Said
     entries: list[Entry]
+    among: Sequence[Entry]
     out: Path
     committed: Path
     data: Path | None
@@ -74,7 +99,13 @@ class Job:
         config = RunConfig.from_run_config({**preset.common, **images.said})
         knows = build_prior(config.prior, spec_of(config.data)).conditional
         entries = roster(among, wanted=labels, conditional=knows)
-        return cls(preset, division, entries, out, committed, data, table, device, said)
+        return cls(preset, division, entries, among, out, committed, data, table, device, said)
+
+    @property
+    def folder(self) -> Path:
+        """Where the table is; a trial's must not take the place of the preset's own."""
+        words = division_name(self.division), self.table, "trial" if self.said else ""
+        return self.out / "-".join(filter(None, words))
 
     def tune(self, workers: int, *, only_list: bool) -> None:
         """Choose settings by every row's grid, and record all that was tried."""
@@ -103,7 +134,7 @@ class Job:
         only_list: bool,
         only_report: bool,
     ) -> None:
-        """Run what is left of a table, and make its tables and plots.
+        """Run what is left of these rows and seeds, and make the table of them and of those it had.
 
         Raises
         ------
@@ -112,7 +143,7 @@ class Job:
         """
         tuned = tuning.settings_of([self.out, self.committed])
         lacking = tuning.untuned(self.entries, tuned)
-        if lacking and not untuned:
+        if lacking and not (untuned or only_report):
             raise ValueError(
                 f"every row must be tuned, and {lacking} are not; run --tune first, or say "
                 "--untuned"
@@ -122,10 +153,19 @@ class Job:
         if only_list:
             self._list(units)
             return
-        done = all_stored(self.out, units) if only_report else self._run(units, workers)
+        if not only_report:
+            self._run(units, workers)
+        had = rows_and_seeds(self.folder)
+        shown = {entry.label for entry in self.entries} | had.labels
+        rows = [entry for entry in self.among if entry.label in shown]
+        seeds = sorted({*seeds, *had.seeds})
+        units = comparison(self.preset, rows, images, self.division, seeds, tuned)
+        done = all_stored(self.out, units)
         records = [done[unit.name] for unit in units if unit.name in done]
-        if records:
-            self._report(records, images, seeds, lacking)
+        if not records:
+            logger.info("nothing of these rows and seeds is done; the table stays as it is")
+        else:
+            self._report(records, rows, images, tuning.untuned(rows, tuned))
 
     def _run(self, units: Sequence[Unit], workers: int) -> dict[str, Record]:
         done = all_stored(self.out, units)
@@ -145,14 +185,16 @@ class Job:
         print(f"{len(done)} of {len(units)} done; {left} left on one core")
 
     def _report(
-        self, records: Sequence[Record], images: Prepared, seeds: Sequence[int], lacking: list[str]
+        self,
+        records: Sequence[Record],
+        entries: Sequence[Entry],
+        images: Prepared,
+        lacking: Sequence[str],
     ) -> None:
-        # A trial's table must not take the place of the preset's own.
-        words = division_name(self.division), self.table, "trial" if self.said else ""
-        folder = self.out / "-".join(filter(None, words))
-        ceilings = [entry.label for entry in self.entries if entry.ceiling]
+        folder = self.folder
+        ceilings = [entry.label for entry in entries if entry.ceiling]
         rows = tables.rows_of(records, ceilings)
-        title = self._title(images, seeds)
+        title = self._title(images, sorted({record["seed"] for record in records}))
         note = f"\nNot tuned: {', '.join(lacking)}.\n" if lacking else ""
         table = tables.accuracy_table(rows)
         made = f"\nMade with {where}\n" if (where := spending.where_made(records)) else ""
@@ -162,7 +204,7 @@ class Job:
         write_atomically(folder / "table.md", "\n".join(parts).encode())
         whole = {"title": title, "division": dict(self.division), "runs": list(records)}
         text = json.dumps(whole, separators=(",", ":"), allow_nan=False)
-        write_atomically(folder / "results.json", text.encode())
+        write_atomically(folder / RESULTS, text.encode())
         plots.draw_all(records, title, folder)
         print("\n".join(filter(None, (table, pictures))))
         logger.info("tables and plots: %s", folder)

@@ -32,6 +32,12 @@ def all_stored(out: Path, units: Iterable[Unit]) -> dict[str, Record]:
     return {name: record for name, record in found.items() if record is not None}
 
 
+def seeds_in(out: Path) -> set[int]:
+    """Return the seeds of which any run is finished, whatever its settings."""
+    files = folder_of(out).glob("*.json")
+    return {json.loads(file.read_text(encoding="utf-8"))["seed"] for file in files}
+
+
 def keep(out: Path, unit: Unit, record: Record) -> None:
     """Write a finished run."""
     text = json.dumps(record, indent=1, allow_nan=False)

@@ -8,7 +8,7 @@ import pytest
 from compare import setting
 from comparing import spending, tables, tuning
 from comparing.entries import ENTRIES, GRID, OURS, roster
-from comparing.images import Prepared, divided, fingerprint
+from comparing.images import Prepared, divided, fingerprint, prepared
 from comparing.job import Job
 from comparing.parts import PARTS, ROWS
 from comparing.plots import curves, spread
@@ -16,7 +16,7 @@ from comparing.presets import PRESETS, division, division_name
 from comparing.shared import SharedTraining, key_of
 from comparing.statistics import estimate, paired, winner
 from comparing.store import all_stored, keep, stored
-from comparing.units import Unit, grids, still_so
+from comparing.units import Unit, comparison, grids, still_so
 from comparing.work import run_unit, shared_training, train_client
 from inprocess import own_images, quiet, rounds_of, task_of, train_now
 
@@ -147,12 +147,32 @@ def test_images_have_a_table_where_a_judge_saw_them():
 
 def test_a_trials_table_does_not_take_the_place_of_the_presets(tmp_path):
     for said in ({}, {"client.epochs": 2}):
-        job = Job(PRESETS["mnist5k"], division(0.1, None), [], tmp_path, tmp_path, None, said=said)
+        how = division(0.1, None)
+        job = Job(PRESETS["mnist5k"], how, [], ENTRIES, tmp_path, tmp_path, None, said=said)
         images = Prepared({}, "toy", "toy", {"train": 4, "test": 2})
-        job._report([record(OURS, 0, [0.5, 0.6])], images, [0], [])
+        job._report([record(OURS, 0, [0.5, 0.6])], [], images, [])
     own, trial = (tmp_path / name / "table.md" for name in ("alpha-0.1", "alpha-0.1-trial"))
     assert "client.epochs" not in own.read_text()
     assert "client.epochs = 2" in trial.read_text()
+
+
+def test_a_table_keeps_the_rows_and_seeds_that_it_had(tmp_path):
+    def ask(labels, seeds):
+        job = Job.of(PRESETS["mnist5k"], division(0.1, None), out=tmp_path, committed=tmp_path,
+                     data=None, prior=None, labels=labels)  # fmt: skip
+        asked = [entry.label for entry in job.entries]
+        images = prepared(job.preset, "report", None, tmp_path / "data")
+        units = comparison(job.preset, job.entries, images, job.division, seeds, {})
+        for unit in units:
+            made = {**record(unit.label, unit.seed, [0.5]), "config": unit.resolved}
+            keep(tmp_path, unit, made)
+        job.compare(seeds, 1, untuned=True, only_list=False, only_report=True)
+        runs = json.loads((job.folder / "results.json").read_text())["runs"]
+        return asked, [(run["label"], run["seed"]) for run in runs]
+
+    assert ask([OURS, "fedavg"], [0]) == ([OURS, "fedavg"], [(OURS, 0), ("fedavg", 0)])
+    assert ask(["fedavg"], [1])[1] == [(OURS, 0), ("fedavg", 0), ("fedavg", 1)]
+    assert ask([], []) == ([], [(OURS, 0), ("fedavg", 0), ("fedavg", 1)])
 
 
 def test_a_curve_ends_where_a_run_diverged_and_adds_up_what_was_spent():
