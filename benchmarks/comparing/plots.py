@@ -108,7 +108,7 @@ def draw(lines: Sequence[Curve], title: str, says: str, path: Path) -> Path:
     if not by_round:
         lines = [line.without_start() for line in lines if len(line.x) > 1]
     for line in sorted(lines, key=lambda c: colours[c.name] != GREY):
-        _line(axes, line, colours[line.name])
+        draw_line(axes, line, colours[line.name])
     axes.set_xlabel(says, parse_math=False)
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.25)
@@ -137,7 +137,8 @@ def _colours(lines: Sequence[Curve]) -> dict[str, str]:
     return {**colours, OURS: OUR_COLOUR}
 
 
-def _line(axes: "Axes", line: Curve, colour: str) -> None:
+def draw_line(axes: "Axes", line: Curve, colour: str) -> None:
+    """Draw a row: ours thick, the band of the mean's interval unless the row is grey."""
     means = [e.mean for e in line.y]
     width = 2.4 if line.name == OURS else 1.6 if colour != GREY else 0.9
     axes.plot(line.x, means, color=colour, linewidth=width, marker="o", markersize=1.5 * width)

@@ -105,7 +105,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
         costs = [_cost(row.costs.get(name)) for name in ("MB", "clients s", "server s")]
         name = f"{row.name} (ceiling)" if row.ceiling else row.name
         lines.append([name, *cells, *costs, str(len(row.accuracy[columns[0]]))])
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def shown_rounds(rows: Sequence[Row]) -> list[int]:
@@ -124,11 +124,11 @@ def difference_table(rows: Sequence[Row], ours: str = OURS) -> str:
         return ""
     columns = shown_rounds(rows)
     lines = [
-        [row.name, *(_lead(paired(our.accuracy[n], row.accuracy[n])) for n in columns)]
+        [row.name, *(lead_in_words(paired(our.accuracy[n], row.accuracy[n])) for n in columns)]
         for row in rows
         if row is not our
     ]
-    return _markdown([f"{ours} minus", *(f"r{n}" for n in columns)], lines)
+    return markdown([f"{ours} minus", *(f"r{n}" for n in columns)], lines)
 
 
 def image_table(records: Sequence[Record]) -> str:
@@ -154,7 +154,7 @@ def image_table(records: Sequence[Record]) -> str:
         first, left = (_mean_of(runs, 1, "matching", name) for name in ("first", "last"))
         lines.append([label, *cells, "-" if first == "-" else f"{first} to {left}"])
     head = ["images: in class, nearest", *(f"r{n}" for n in columns), "matching loss, r1"]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _mean_of(runs: Sequence[Sequence[Record]], number: int, what: str, name: str) -> str:
@@ -172,7 +172,8 @@ def _cell(values: Iterable[float], *, bold: bool) -> str:
     return f"{text} ± {found.deviation:.1f}" if found.count > 1 else text
 
 
-def _lead(lead: Estimate | None) -> str:
+def lead_in_words(lead: Estimate | None) -> str:
+    """Return a difference in points with its interval; "none" where that holds zero."""
     if lead is None or math.isnan(lead.mean):
         return "-"
     mean = f"{100 * lead.mean:+.1f}"
@@ -186,6 +187,7 @@ def _cost(by_seed: Mapping[int, float] | None) -> str:
     return f"{estimate(list(by_seed.values())).mean:.3g}" if by_seed else "-"
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

@@ -214,14 +214,14 @@ class Federation:
         for process in self._started:
             kill(process)
 
-    def flwr(self, *command, options=()):
+    def flwr(self, *command, options=(), timeout=120):
         """Call ``flwr`` as the operator does."""
         return subprocess.run(
             ["flwr", *command, "it", *options, "--format", "json"],
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout,
         )
 
     def serve(self):
@@ -238,7 +238,10 @@ class Federation:
 
         def answers():
             assert self.server.poll() is None, self.server_log.read_text()
-            return '"success": true' in self.flwr("supernode", "list").stdout
+            # A server that is still starting may leave a call hanging: then it is asked anew.
+            with suppress(subprocess.TimeoutExpired):
+                return '"success": true' in self.flwr("supernode", "list", timeout=30).stdout
+            return False
 
         until(answers, "the server answers", tell=self.server_log.read_text)
 
