@@ -173,7 +173,7 @@ def draw_over_rounds(folder: Path, classes: Sequence[str], path: Path) -> None:
             )
             if len(found):
                 cells[row, column] = [saved_round["images"][found[0]]]
-    names = [f"{owner_name(owner)}: {classes[label]}" for owner, label in pairs]
+    names = [f"{owner_name(owner)}, class {classes[label]}" for owner, label in pairs]
     columns = [str(number) for number, arrays in read if arrays]
     title = "Distilled images, round by round"
     draw_table(cells, names, columns, path, title=title, across=1)
