@@ -4,7 +4,7 @@ Claim: README, "Results". A panel, and a line of the table, is one folder that `
 nothing is run. The table has our row by round, and what it is ahead of each other row by, paired by
 seed, with the 95 % interval ("none" where it holds zero).
 
-    python benchmarks/overview.py results/fashion/alpha-0.1 results/fashion/alpha-0.05 --out x.png
+    python benchmarks/overview.py FOLDER FOLDER --out x.png
 """
 
 import argparse
