@@ -58,7 +58,7 @@ clean: ## Remove what the targets made
 	rm -rf $(VENV) $(NEWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.installed: pyproject.toml
-	@echo "installing into $(VENV): 3 GB to download, 6.4 GB on the disk; minutes, and pip says nothing meanwhile"
+	@echo "installing into $(VENV): 3 GB to download, 6.5 GB on the disk; minutes, and pip says nothing meanwhile"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,dashboard]'
 	@touch $@

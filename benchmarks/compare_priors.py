@@ -1,6 +1,6 @@
 """FedDGM with one prior and another, by round, beside what each prior knows by itself.
 
-Claim: docs/results.md. Of the images that nobody else has, some are public: a bank of an
+Claim: docs/priors.md. Of the images that nobody else has, some are public: a bank of an
 autoencoder holds them, and the same pictures alone are a row. Others train the judge that tells how
 many distilled images are of their class (``server.fidelity-data``). Options and storage are those
 of ``compare.py``, whose tuned settings all rows share; the rows stand in
@@ -28,7 +28,7 @@ BANK = "classes.safetensors"
 
 def main() -> None:
     """Make the bank where there is none, and run the rows."""
-    chosen = options(__doc__)
+    chosen = options(__doc__, rows(Places(*[Path()] * 4), SCALE))
     if chosen.prior is None:
         raise SystemExit("--prior must name the folder of an autoencoder; add it")
     preset = PRESETS[chosen.preset]

@@ -4,7 +4,7 @@
 #   deploy/demo.sh FOLDER [-c 'seed=1' ...]
 #
 # Needs the project installed (`make demo` sees to it). FOLDER/feddgm and FOLDER/fedavg become run
-# folders (see README, "What a run leaves"); a demo that was cut off goes on where it stopped.
+# folders (see README, "Your own run"); a demo that was cut off goes on where it stopped.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

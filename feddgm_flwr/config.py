@@ -89,7 +89,9 @@ class RunConfig(Settings):
     seed: int = setting(
         0, "Everything random is derived from it: partitions, weights, batches, latents.", ge=0
     )
-    num_server_rounds: int = setting(5, "Rounds in all, those before a resume counted in.", ge=1)
+    num_server_rounds: int = setting(
+        5, "Rounds in all, those before a resume counted in; a resumed run may have more.", ge=1
+    )
     out_dir: str = setting(
         "",
         'Absolute folder of the run; "" is a new folder under `~/feddgm-runs`.',

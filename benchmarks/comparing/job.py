@@ -12,7 +12,7 @@ from pathlib import Path
 from comparing import plots, spending, tables, tuning
 from comparing.entries import ENTRIES, Entry, roster
 from comparing.images import Prepared, prepared
-from comparing.presets import Preset, Said, division_name
+from comparing.presets import PRESETS, Preset, Said, division_name
 from comparing.store import Record, all_stored
 from comparing.units import Unit, comparison, grids
 from comparing.work import Progress, duration, run_all
@@ -103,9 +103,14 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the table is; a trial's must not take the place of the preset's own."""
-        words = division_name(self.division), self.table, "trial" if self.said else ""
+        """Where the table is; another's must not take the place of the preset's own."""
+        rounds = "" if self._has_its_rounds else f"{self.preset.rounds}-rounds"
+        words = division_name(self.division), self.table, rounds, "trial" if self.said else ""
         return self.out / "-".join(filter(None, words))
+
+    @property
+    def _has_its_rounds(self) -> bool:
+        return self.preset.rounds == PRESETS[self.preset.name].rounds
 
     def tune(self, workers: int, *, only_list: bool) -> None:
         """Choose settings by every row's grid, and record all that was tried."""
@@ -214,4 +219,5 @@ class Job:
         how = division_name(self.division).replace("-", " ")
         else_said = "".join(f", {key} = {value}" for key, value in self.said.items())
         clients = f"{self.preset.clients} clients"
-        return f"{images.title}, {sizes}, {clients}, {how}, seeds {seeds}{else_said}"
+        rounds = "" if self._has_its_rounds else f", {self.preset.rounds} rounds"
+        return f"{images.title}, {sizes}, {clients}, {how}{rounds}, seeds {seeds}{else_said}"

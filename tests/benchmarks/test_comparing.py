@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,8 @@ def test_a_trials_table_does_not_take_the_place_of_the_presets(tmp_path):
         job = Job(PRESETS["mnist5k"], how, [], ENTRIES, tmp_path, tmp_path, None, said=said)
         images = Prepared({}, "toy", "toy", {"train": 4, "test": 2})
         job._report([record(OURS, 0, [0.5, 0.6])], [], images, [])
+    shorter = replace(job, preset=job.preset.with_rounds(3), said={})
+    assert shorter.folder.name == "alpha-0.1-3-rounds"
     own, trial = (tmp_path / name / "table.md" for name in ("alpha-0.1", "alpha-0.1-trial"))
     assert "client.epochs" not in own.read_text()
     assert "client.epochs = 2" in trial.read_text()
