@@ -42,6 +42,7 @@ from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.training import train
 from feddgm_flwr.data.datasets import load, spec_of
 from feddgm_flwr.federation.machine import device_of, name_of
+from feddgm_flwr.federation.sampling import sampled
 from feddgm_flwr.files import write_atomically
 from feddgm_flwr.monitoring.results import versions
 
@@ -149,21 +150,24 @@ def rounds_after(done: Averaged, row: Average, device: torch.device) -> Iterator
     able = {i: own for i, own in enumerate(members) if len(own) >= LEAST}
     while len(done.rounds) < row.unit.length:
         number, watch, replies = len(done.rounds) + 1, Stopwatch(), []
+        everyone, share = range(row.unit.clients), config.rounds.fraction_train
+        asked = set(sampled(everyone, share, config.seed, number)) & able.keys()
         with watch.running():
-            for i, own in able.items():
+            for i, own in ((i, able[i]) for i in sorted(asked)):
                 module.load_state_dict(done.weights)
                 rng = derive(config.seed, "client", number, i)
                 train(module, own.images.to(device), own.labels.to(device), local, rng=rng)
                 replies.append(copied(module.state_dict()))
-        mean = mean_of(replies, [len(own) for own in able.values()])
+        counts = [len(able[i]) for i in sorted(asked)]
+        mean = mean_of(replies, counts) if replies else done.weights
         module.load_state_dict(mean)
         accuracy = evaluate(module, test.images, test.labels).accuracy
-        sent = len(able) * sum(value.nbytes for value in mean.values())
+        sent = len(asked) * sum(value.nbytes for value in mean.values())
         cost = Cost(sent, sent, watch.seconds, Seconds(), name_of(device), name_of(device))
         told = {
             "round": number,
             "accuracy": {row.model: accuracy},
-            "asked": len(able),
+            "asked": max(1, len(asked)),
             **asdict(cost),
         }
         done = Averaged(mean, [*done.rounds, told])

@@ -147,6 +147,11 @@ class RunConfig(Settings):
         if self.privacy.on:
             self._check_private()
 
+    @property
+    def may_leave_no_gradient(self) -> bool:
+        """Whether a client of one class may end where it began, by the loss that it descends."""
+        return self.client.loss == "balanced-softmax" or methods.has_own_loss(self.method)
+
     def _check_private(self) -> None:
         """Check that clients send nothing but what noise covers."""
         noise = f"privacy.noise-multiplier = {self.privacy.noise_multiplier:g}"

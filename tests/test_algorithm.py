@@ -90,6 +90,11 @@ def test_weight_decay_of_the_clients_is_allowed_for_as_far_as_it_can_reach():
     assert distill_job(update, state, server.shop).images_per_class == {}
     without = toy.server().shop
     assert distill_job(update, state, without).images_per_class
+    # The bound is on what it did, not on how much of that counts.
+    cut = dataclasses.replace(update, num_examples=1, claimed=update.num_examples)
+    assert distill_job(cut, state, server.shop).images_per_class == {}
+    one = dataclasses.replace(update, num_examples=1)
+    assert distill_job(one, state, server.shop).images_per_class
 
 
 def test_checkpoints_of_a_reply_reach_its_distillation():

@@ -124,7 +124,8 @@ def test_a_lie_is_cut_and_told():
     assert [(c.partition_id, c.what) for c in cuts] == [(9, "examples"), (9, "movement")]
     assert cuts[0] == Cut(9, "examples", 1e9, 1000.0)
     assert cuts[1].claimed == pytest.approx(20 * cuts[1].counted, rel=0.05)
-    assert got[9].num_examples == 1000
+    assert (got[9].num_examples, got[9].claimed) == (1000, 10**9)
+    assert got[0].claimed == 0
     assert distance(START, got[9].params) == pytest.approx(cuts[1].counted)
     assert distance(START, got[9].checkpoints[0]) == pytest.approx(cuts[1].counted)
     assert got[:9] == told[:9]

@@ -22,6 +22,14 @@ TWO_RATES = (0.05, 0.1)
 """The same beside two values of a key setting."""
 GRID = 4
 OURS = "feddgm"
+NO_DESCENT: dict[str, Scalar] = {"distill.iterations": 0, "distill.warm-iterations": 0}
+"""Under a prior that knows no class there are no images then, and so no lessons and no teachers."""
+NOT_MATCHED: dict[str, Scalar] = {
+    "distill.iterations": 1,
+    "distill.warm-iterations": 1,
+    "distill.latent-lr": 1e-6,
+}
+"""Images stay as they began, bare samples of the prior, and all else is as ever."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,11 @@ ENTRIES = (
     Entry("scaffold"),
     Entry("feddm", rate="feddm.lr", rates=(0.01, 0.03), key="feddm.image-lr", values=(1.0, 5.0)),
     Entry("feddf", key="feddf.lr", values=(0.0003, 0.001)),
-    Entry("feddgm, no descent", {"method": "feddgm", "distill.iterations": 0,
-          "distill.warm-iterations": 0}, tuned_as=OURS),
+    Entry("feddgm, no descent", {"method": OURS, **NO_DESCENT}, tuned_as=OURS),
+    Entry("feddgm, images not matched", {"method": OURS, **NOT_MATCHED}, tuned_as=OURS),
+    Entry("feddgm, not matched, teachers alone", {"method": OURS, **NOT_MATCHED,
+          "union.surrogate-update": "aggregate+synthetic", "union.teacher-share": 1.0},
+          tuned_as=OURS),
     Entry("fedavg, prior start", {"method": "fedavg", "start.weights": "prior"}, taught=True),
     Entry("generator only", {"method": "fedavg", "start.weights": "prior"}, taught=True,
           rounds=False),

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from comparing.entries import OURS, Entry
+from comparing.entries import NO_DESCENT, OURS, Entry
 from comparing.presets import Said
 
-NO_DESCENT: Said = {"distill.iterations": 0, "distill.warm-iterations": 0}
 BANKED: dict[str, Said] = {
     "feature inside, block 1": {"prior.feature-block": 1},
     "feature inside, block 3": {"prior.feature-block": 3},

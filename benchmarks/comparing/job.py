@@ -201,6 +201,9 @@ class Job:
         rows = tables.rows_of(records, ceilings)
         title = self._title(images, sorted({record["seed"] for record in records}))
         note = f"\nNot tuned: {', '.join(lacking)}.\n" if lacking else ""
+        tuned = tuning.division_of([self.out, self.committed])
+        if tuned and tuned != self.division:
+            note += f"\nAll settings were chosen at {division_name(tuned).replace('-', ' ')}.\n"
         table = tables.accuracy_table(rows)
         made = f"\nMade with {where}\n" if (where := spending.where_made(records)) else ""
         differences = tables.difference_table(rows)

@@ -3,7 +3,7 @@
 A row is the recipe with other settings, and takes over what tuning chose for it. Knows no data set.
 """
 
-from comparing.entries import OURS, Entry
+from comparing.entries import NO_DESCENT, NOT_MATCHED, OURS, Entry
 from comparing.presets import Said
 
 PARTS: dict[str, tuple[Said, Said]] = {
@@ -17,7 +17,9 @@ PARTS: dict[str, tuple[Said, Said]] = {
 """Part of the server's step -> what says it, and what leaves it out."""
 
 TRIED: dict[str, Said] = {
-    "no descent": {"distill.iterations": 0, "distill.warm-iterations": 0},
+    "no descent": NO_DESCENT,
+    "images not matched": NOT_MATCHED,
+    "not matched, teachers alone": {**NOT_MATCHED, "union.teacher-share": 1.0},
     "20 descents a warm round": {"distill.warm-iterations": 20},
     "12 descents at first": {"distill.iterations": 12},
     "no warm start": {"distill.warm-start": False},
@@ -41,7 +43,7 @@ def _row(label: str, said: Said) -> Entry:
 
 
 ROWS = (
-    Entry(OURS),
+    Entry(OURS, tuned_as=OURS),
     *(_row(f"without {part}", without) for part, (_, without) in PARTS.items()),
     _row("no part", NONE),
     *(_row(f"{part}, alone", {**NONE, **only}) for part, (only, _) in PARTS.items()),

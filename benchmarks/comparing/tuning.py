@@ -46,26 +46,47 @@ def chosen(units: Sequence[Unit], records: Mapping[str, Record]) -> dict[str, di
 
 
 def save(out: Path, found: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
-    """Add what was found to the file of ``out``; rows tuned before stay."""
+    """Add what was found to the file of ``out``; rows tuned before stay.
+
+    Raises
+    ------
+    ValueError
+        These were tuned under another division of the data.
+    """
     path = out / FILE
-    before = _read(path)["methods"] if path.is_file() else {}
-    whole = {**about, "seed": TUNING_SEED, "methods": {**before, **found}}
+    before = _read(path) if path.is_file() else {**about, "methods": {}}
+    if before["division"] != about["division"]:
+        raise ValueError(
+            f"{path} holds settings chosen under {before['division']}, got {about['division']}; "
+            "give these an --out of their own"
+        )
+    whole = {**about, "seed": TUNING_SEED, "methods": {**before["methods"], **found}}
     write_atomically(path, (json.dumps(whole, indent=1) + "\n").encode())
     return path
 
 
 def settings_of(places: Sequence[Path]) -> dict[str, Said]:
     """Return label -> chosen settings, of the first of ``places`` that holds the file."""
-    path = next((place / FILE for place in places if (place / FILE).is_file()), None)
+    path = _first(places)
     if path is None:
         return {}
     return {label: row["chosen"] for label, row in _read(path)["methods"].items()}
+
+
+def division_of(places: Sequence[Path]) -> Said:
+    """Return under which division settings were chosen; none where they were not."""
+    path = _first(places)
+    return {} if path is None else dict(_read(path)["division"])
 
 
 def untuned(entries: Sequence[Entry], tuned: Mapping[str, Said]) -> list[str]:
     """Return the labels of rows that have a grid and no choice."""
     needed = {e.tuned_as or e.label: e for e in entries if e.rounds}
     return [label for label in needed if label not in tuned]
+
+
+def _first(places: Sequence[Path]) -> Path | None:
+    return next((place / FILE for place in places if (place / FILE).is_file()), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def shared_training(units: Sequence[Unit]) -> list[tuple[Unit, int]]:
     first: dict[tuple[object, ...], Unit] = {}
     for unit in units:
         config = unit.config
-        if not unit.shares_training or not unit.length:
+        if not unit.shares_training or not unit.length or config.privacy.on:
             continue
         if method_of(config.method).client(config).trains_plainly:
             same = (config.client, config.data, config.surrogate, config.seed, unit.clients)

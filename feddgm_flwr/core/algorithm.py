@@ -147,7 +147,8 @@ def distill_job(update: ClientUpdate, state: ServerState, shop: Workshop) -> Dis
         # A mean proves nothing: a class's owners raise its row, and all others press it down.
         classes = set(range(shop.bench.num_classes))
     else:
-        shrink = decay_bound(shop.client, update.num_examples)
+        # By what it claims, however little of that counts: more steps only make the proof stricter.
+        shrink = decay_bound(shop.client, max(update.claimed, update.num_examples))
         classes = set(owned_classes(sent, update.params, update.label_counts, shrink=shrink))
         # What one round proved stays proven.
         classes |= set() if old is None else set(old.labels.tolist())

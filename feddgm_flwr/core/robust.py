@@ -212,7 +212,8 @@ def _examples(update: ClientUpdate) -> float:
 
 
 def _with_examples(update: ClientUpdate, share: float) -> ClientUpdate:
-    return replace(update, num_examples=max(1, round(update.num_examples * share)))
+    counted = max(1, round(update.num_examples * share))
+    return replace(update, num_examples=counted, claimed=update.num_examples)
 
 
 def _cut(

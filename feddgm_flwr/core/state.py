@@ -50,6 +50,8 @@ class ClientUpdate:
         What the method asked for beside.
     surrogate
         Name of the surrogate that it was sent and has trained.
+    claimed
+        Images that it said it trained on, where ``num_examples`` was cut; else 0.
     """
 
     partition_id: int
@@ -59,6 +61,7 @@ class ClientUpdate:
     checkpoints: tuple[Params, ...] = ()
     extra: Extra = field(default_factory=Extra)
     surrogate: str = SURROGATE
+    claimed: int = 0
 
 
 @dataclass(frozen=True)

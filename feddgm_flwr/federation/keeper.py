@@ -266,6 +266,7 @@ class RoundKeeper(Strategy):
             self._config.client.share_label_counts,
             self._half.wrong,
             name,
+            may_stay=self._config.may_leave_no_gradient,
         )
 
     def _ask(self, name: Phase, message_type: str, tasks: dict[int, Task]) -> list[Message]:
@@ -301,6 +302,9 @@ class RoundKeeper(Strategy):
         expected = {p: self._expected(name) for p, name in now.surrogates.items()}
         now.screened = screen(self._answered("clients", replies), now.asked(), expected)
         self._tell.judged(now.screened, self.state.surrogates)
+        for aside in now.screened.set_aside:
+            if aside.kind != "late" and aside.partition_id is not None:
+                self.roster.doubt(now.nodes[aside.partition_id])
         self._count_privacy(now.screened.updates)
         now.kept = self._too_few(now.screened.updates)
         limits = self._config.server.limits

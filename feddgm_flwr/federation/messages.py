@@ -199,6 +199,8 @@ class Expected:
         Says why a method's addition cannot be believed, or "".
     surrogate
         Name of that surrogate.
+    may_stay
+        Whether it may be just what was sent: some losses leave a client of one class no gradient.
     """
 
     template: Params
@@ -207,6 +209,7 @@ class Expected:
     counts: bool
     wrong: Callable[[Extra], str]
     surrogate: str = SURROGATE
+    may_stay: bool = False
 
 
 def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejection:
@@ -225,7 +228,7 @@ def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejectio
     reason = (
         _wrong_metrics(metrics, expected.num_classes)
         or _wrong_arrays(params, template)
-        or _wrong_movement(params, template)
+        or _wrong_movement(params, template, may_stay=expected.may_stay)
         or _wrong_checkpoints(passed, expected)
         or ("" if expected.counts else _unasked_counts(metrics))
         or expected.wrong(extra)
@@ -412,11 +415,11 @@ def _wrong_arrays(params: Params, template: Params) -> str:
     return "" if all_finite(params) else "its parameters hold NaN or infinity"
 
 
-def _wrong_movement(params: Params, template: Params) -> str:
+def _wrong_movement(params: Params, template: Params, *, may_stay: bool) -> str:
     """Return what is wrong with how far the client went, or ""."""
     if not template:
         return ""
-    if all(torch.equal(params[name], template[name]) for name in template):
+    if not may_stay and all(torch.equal(params[name], template[name]) for name in template):
         return "it did not move from the broadcast surrogate, so it tells nothing"
     return _too_far(params, template)
 

@@ -1,8 +1,9 @@
 """Who is online, by partition id: node ids are random in every run, these are not.
 
 Each new node is asked who it is (again if it stays silent, at most ``ATTEMPTS`` times, and anew
-when it returns); waiting is bounded and says every ``SAY_S`` seconds who is missing. A partition id
-belongs to the node that first answered for it. Knows nothing of rounds.
+when it returns); a known one only when it is doubted, for it may be started again as another
+device under the same key. Waiting is bounded and says every ``SAY_S`` seconds who is missing. A
+partition id belongs to the node that first answered for it. Knows nothing of rounds.
 """
 
 import logging
@@ -106,6 +107,7 @@ class Roster:
         self.partitions, self._before = partitions, frozenset(clients)
         self._settled, self._met = bool(partitions), False
         self._known: dict[int, Identity] = {}
+        self._doubted: set[int] = set()
         self._attempts: Counter[int] = Counter()
         self._open: dict[str, _Asked] = {}
         self._said: set[tuple[int, str]] = set()
@@ -135,6 +137,12 @@ class Roster:
         A device may be another one after a resume, so nothing of this is in a checkpoint.
         """
         return self._known[node].surrogate_width
+
+    def doubt(self, node: int) -> None:
+        """Ask ``node`` anew before it takes part again: its reply was not that of who it said."""
+        if node in self._known and node not in self._doubted:
+            self._doubted.add(node)
+            self._attempts.pop(node, None)
 
     def settle(self) -> None:
         """Take the present division of the data for the rest of the run: a model rests on it."""
@@ -214,7 +222,7 @@ class Roster:
 
     def _forget_absent(self, nodes: set[int]) -> None:
         """Let a node that left be asked at once when it returns."""
-        for node in set(self._attempts) - nodes - set(self._known):
+        for node in set(self._attempts) - nodes - (set(self._known) - self._doubted):
             del self._attempts[node]
             self.left_out.pop(node, None)
         self._open = {i: a for i, a in self._open.items() if a.node in nodes}
@@ -225,7 +233,9 @@ class Roster:
         new = [
             n
             for n in sorted(nodes)
-            if n not in self._known and n not in waiting and self._attempts[n] < ATTEMPTS
+            if (n not in self._known or n in self._doubted)
+            and n not in waiting
+            and self._attempts[n] < ATTEMPTS
         ]
         if not new:
             return
@@ -278,8 +288,18 @@ class Roster:
             )
             self._attempts[node] = ATTEMPTS
         else:
-            self._known[node] = answer
-            self.left_out.pop(node, None)
+            self._know(node, answer)
+
+    def _know(self, node: int, identity: Identity) -> None:
+        """Take a node for what it says, whatever it said before it was doubted."""
+        old = self._known.get(node)
+        if old is not None and old.partition_id != identity.partition_id:
+            self._before |= {old.partition_id}
+            if self.owners.get(old.partition_id) == node:
+                del self.owners[old.partition_id]
+        self._known[node] = identity
+        self._doubted.discard(node)
+        self.left_out.pop(node, None)
 
     def _agree(self) -> str:
         """Find into how many parts the data are divided; return why that cannot be said, or ""."""
@@ -332,7 +352,7 @@ class Roster:
         self.owners = {p: n for p, n in self.owners.items() if n in fitting or n not in self._known}
         for node, identity in fitting.items():
             self.owners.setdefault(identity.partition_id, node)
-            if node in nodes:
+            if node in nodes - self._doubted:
                 claims.setdefault(identity.partition_id, []).append(node)
         found: dict[int, int] = {}
         for partition_id, claimants in sorted(claims.items()):

@@ -21,6 +21,7 @@ are sent next, with which the same rounds are 28.7 33.4 36.8 %; ``ccvr.broadcast
 mean's, for the paper calibrates but once, at the end.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -46,9 +47,15 @@ from feddgm_flwr.methods.halves import ClientHalf, Method, ServerHalf
 if TYPE_CHECKING:
     from feddgm_flwr.build import Tools
 
+logger = logging.getLogger(__name__)
+
 COUNTS, MEANS, COVARIANCES = "counts", "means", "covariances"
 BATCH = 500
 """Images a pass through the extractor."""
+MOST = 10**9
+"""Largest believable number of images of a class."""
+FARTHEST = 1e4
+"""Largest believable feature, either way; of a covariance its square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +198,18 @@ def wrong(extra: Extra, *, classes: int, width: int) -> str:
     shapes = tuple(means.shape), tuple(covariances.shape)
     if shapes != ((present, width), (present, width, width)):
         return f"moments of {present} classes must be of {width} features, got shapes {shapes}"
+    return _wrong_values(counts, means, covariances)
+
+
+def _wrong_values(counts: Tensor, means: Tensor, covariances: Tensor) -> str:
+    if int(counts.max()) > MOST:
+        return f"{COUNTS} must be at most {MOST}, got {int(counts.max())}"
+    if not float(means.abs().max()) <= FARTHEST:
+        return f"{MEANS} must be between -{FARTHEST:g} and {FARTHEST:g}"
+    if not float(covariances.abs().max()) <= FARTHEST**2:
+        return f"{COVARIANCES} must be between -{FARTHEST**2:g} and {FARTHEST**2:g}"
+    if not float(covariances.diagonal(dim1=1, dim2=2).min()) >= 0:
+        return f"variances, the diagonals of {COVARIANCES}, must be >= 0"
     return ""
 
 
@@ -202,14 +221,21 @@ def advance(
     seed: int,
     mean_of: Mean = Mean(),  # noqa: B008 (frozen)
 ) -> ServerState:
-    """Return the state after the server's half of a round."""
+    """Return the state after the server's half of a round.
+
+    Where no classifier can be learned, whatever the moments said, it is the mean's.
+    """
     server_round = state.server_round + 1
     if not updates:
         return replace(state, server_round=server_round)
     mean = mean_of.of(updates, state.surrogate)
     moments = pooled([Moments.read(u.extra) for u in updates])
     rng = derive(seed, "virtual-features", server_round)
-    classifier = calibrated({k: mean[k] for k in CLASSIFIER}, moments, config, rng=rng)
+    classifier = {k: mean[k] for k in CLASSIFIER}
+    try:
+        classifier = calibrated(classifier, moments, config, rng=rng)
+    except (FloatingPointError, RuntimeError) as error:  # torch's of eigenvalues is the latter
+        logger.warning("round %d: the classifier stays the mean's: %s", server_round, error)
     kept = {} if config.broadcast == "calibrated" else {"classifier": classifier}
     surrogate = mean if kept else {**mean, **classifier}
     return replace(state, server_round=server_round, surrogate=surrogate, memory=kept)

@@ -2,8 +2,8 @@
 
 A client makes a few images of each class it owns that look to models around the received one as its
 own images do (``core.distribution``), and sends them instead of parameters: ``4 c h w`` bytes an
-image, or ``c h w`` as ``uint8``. The server trains the surrogate on the union of all. Unlike the
-paper it does not hold the surrogate within the radius of what it sent.
+image, or ``c h w + 8`` as ``uint8``. The server trains the surrogate on the union of all. Unlike
+the paper it does not hold the surrogate within the radius of what it sent.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -29,7 +30,7 @@ from feddgm_flwr.methods.halves import ClientHalf, Method, ServerHalf
 if TYPE_CHECKING:
     from feddgm_flwr.build import Tools
 
-IMAGES, LABELS = "images", "labels"
+IMAGES, LABELS, RANGES = "images", "labels", "ranges"
 FARTHEST = 100.0
 """Largest believable pixel, either way."""
 
@@ -45,7 +46,8 @@ class FedDMConfig(TrainConfig):
     )
     sent_as: Literal["float32", "uint8"] = setting(
         "float32",
-        "The type of a pixel on its way: 4 bytes as it is, or 1 byte rounded within [0, 1].",
+        "The type of a pixel on its way: 4 bytes as it is, or 1 byte, rounded within its image's "
+        "own range.",
     )
     begin: Literal["noise", "real"] = setting(
         "noise",
@@ -92,15 +94,37 @@ def make_images(
         rng=rng,
         device=device,
     )
-    if own.sent_as == "uint8":
-        images = (images * 255).round().clamp(0, 255).to(torch.uint8)
-    return Walk({}, (), own.iterations, loss, Extra(tensors={IMAGES: images, LABELS: labels}))
+    sent = rounded(images) if own.sent_as == "uint8" else {IMAGES: images}
+    return Walk({}, (), own.iterations, loss, Extra(tensors={**sent, LABELS: labels}))
+
+
+def rounded(images: Float[Tensor, "m c h w"]) -> dict[str, Tensor]:
+    """Return images as bytes, each within its own range.
+
+    Within [0, 1] they would no longer look to models as the client's do: nothing keeps their
+    pixels there.
+    """
+    flat = images.flatten(1)
+    low, high = flat.amin(1), flat.amax(1)
+    step = ((high - low) / 255).clamp_min(torch.finfo(low.dtype).tiny)
+    steps = ((flat - low[:, None]) / step[:, None]).round().to(torch.uint8)
+    return {IMAGES: steps.view_as(images), RANGES: torch.stack([low, high], 1)}
+
+
+def pixels(extra: Extra) -> Float[Tensor, "m c h w"]:
+    """Return the images that a client sent, as floats."""
+    images, ranges = extra.tensors[IMAGES], extra.tensors.get(RANGES)
+    if ranges is None:
+        return images
+    low, high = ranges[:, 0, None, None, None], ranges[:, 1, None, None, None]
+    return low + images.float() * ((high - low) / 255)
 
 
 def wrong(extra: Extra, own: FedDMConfig, spec: ImageSpec) -> str:
     """Return why what a client sent cannot be believed, or ""."""
-    if extra.numbers or set(extra.tensors) != {IMAGES, LABELS}:
-        return f"it must send {IMAGES} and {LABELS} and nothing else"
+    names = [IMAGES, LABELS, *([RANGES] if own.sent_as == "uint8" else [])]
+    if extra.numbers or set(extra.tensors) != set(names):
+        return f"it must send {', '.join(names)} and nothing else"
     images, labels = extra.tensors[IMAGES], extra.tensors[LABELS]
     shape, kind = (spec.channels, spec.size, spec.size), getattr(torch, own.sent_as)
     if images.ndim != 4 or tuple(images.shape[1:]) != shape or images.dtype != kind:
@@ -110,7 +134,10 @@ def wrong(extra: Extra, own: FedDMConfig, spec: ImageSpec) -> str:
         )
     if labels.dtype != torch.int64 or labels.shape != (len(images),):
         return f"{LABELS} must be {len(images)} integers, got {labels.dtype} {tuple(labels.shape)}"
-    return _wrong_values(images, labels, own, spec)
+    ranges = extra.tensors.get(RANGES, torch.zeros(len(images), 2))
+    if ranges.dtype != torch.float32 or ranges.shape != (len(images), 2):
+        return f"{RANGES} must be float32 of shape ({len(images)}, 2)"
+    return _wrong_values(pixels(extra), labels, own, spec)
 
 
 def _wrong_values(images: Tensor, labels: Tensor, own: FedDMConfig, spec: ImageSpec) -> str:
@@ -119,24 +146,19 @@ def _wrong_values(images: Tensor, labels: Tensor, own: FedDMConfig, spec: ImageS
         return f"{LABELS} must be of at least 1 image and from 0 to {last}"
     if int(torch.bincount(labels).max()) > own.images_per_class:
         return f"it must send at most {own.images_per_class} images a class"
-    if not float(as_floats(images).abs().max()) <= FARTHEST:
+    if not float(images.abs().max()) <= FARTHEST:
         return f"pixels must be between -{FARTHEST:g} and {FARTHEST:g}"
     return ""
-
-
-def as_floats(images: Tensor) -> Tensor:
-    """Return images as they were before they were rounded to bytes, if they were."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def union(updates: Sequence[ClientUpdate], spec: ImageSpec) -> SyntheticSet:
     """Return the images of all clients, each of weight 1."""
     sets = [SyntheticSet.empty(spec)]
     for u in updates:
-        images, labels = u.extra.tensors[IMAGES], u.extra.tensors[LABELS]
+        images, labels = pixels(u.extra), u.extra.tensors[LABELS]
         sets.append(
             SyntheticSet(
-                images=as_floats(images),
+                images=images,
                 targets=one_hot(labels, spec.num_classes).float(),
                 weights=torch.ones(len(labels)),
                 owner=torch.full((len(labels),), u.partition_id),

@@ -344,6 +344,14 @@ def test_clients_train_once_for_all_methods_that_train_them_alike(unit, tmp_path
     assert len(kept(tmp_path)) == 2 + 3 * 2  # the training of another rule is nobody else's
 
 
+def test_noise_for_privacy_is_neither_found_nor_left_to_be_found(unit, tmp_path):
+    noisy = {"privacy.noise-multiplier": 5.0, "client.compile": False}
+    private = shared(unit, method="fedavg", **noisy)
+    assert shared_training([private]) == []
+    run_unit(private, tmp_path)
+    assert not (tmp_path / "data" / "local").exists()
+
+
 def test_a_found_training_is_the_training(unit, tmp_path):
     config = shared(unit, method="fedavg", **{"client.checkpoints": 2}).config
     tools = build_tools(config, spec_of(config.data))
@@ -486,8 +494,12 @@ def test_tuning_chooses_the_highest_mean_and_records_all(unit, tmp_path):
     found = tuning.chosen(units, records)["fedavgm"]
     assert found["chosen"] == {"client.lr": 0.2}
     assert [row["score"] for row in found["grid"]] == [0.5, 0.55, None]
-    tuning.save(tmp_path, {"fedavgm": found}, {"preset": "toy"})
-    tuning.save(tmp_path, {"fedavg": found}, {"preset": "toy"})
+    about = {"preset": "toy", "division": {"data.alpha": 0.1}}
+    tuning.save(tmp_path, {"fedavgm": found}, about)
+    tuning.save(tmp_path, {"fedavg": found}, about)
+    with pytest.raises(ValueError, match="chosen under"):
+        tuning.save(tmp_path, {"fedavg": found}, {**about, "division": {"data.alpha": 0.5}})
+    assert tuning.division_of([tmp_path]) == {"data.alpha": 0.1}
     assert tuning.settings_of([tmp_path / "none", tmp_path]) == {
         "fedavgm": {"client.lr": 0.2},
         "fedavg": {"client.lr": 0.2},

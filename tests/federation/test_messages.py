@@ -41,8 +41,8 @@ def reply(params=MOVED, checkpoints=(), extra=NOTHING, **changes):
     return Message(content=content, reply_to=broadcast())
 
 
-def parse(message, *, checkpoints=0, wrong=lambda extra: ""):
-    expected = messages.Expected(TEMPLATE, 3, checkpoints, True, wrong)
+def parse(message, *, checkpoints=0, wrong=lambda extra: "", may_stay=False):
+    expected = messages.Expected(TEMPLATE, 3, checkpoints, True, wrong, may_stay=may_stay)
     return messages.parse_reply(message, expected)
 
 
@@ -187,6 +187,10 @@ def test_bad_tensors_are_rejected(case):
     got = parse(reply(tensors))
     assert isinstance(got, Rejection)
     assert re.search(reason, got.reason)
+
+
+def test_where_the_loss_allows_it_a_reply_may_be_what_was_sent():
+    assert not isinstance(parse(reply(TEMPLATE), may_stay=True), Rejection)
 
 
 BAD_COUNTS = [0, -1, True, math.nan, 12.0, math.inf, 10**12, None, [12]]

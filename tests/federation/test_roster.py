@@ -183,6 +183,32 @@ def test_a_known_node_that_was_away_is_there_again_without_a_question():
     assert nodes.asked == [20, 30]
 
 
+def test_a_doubted_node_is_asked_anew_and_may_be_another_client_then():
+    nodes, known = Nodes({20: 0, 30: 1}, widths={30: 16}), made(widths=(32, 16), takeover=False)
+    known.online(nodes)
+    nodes.identities[30], nodes.widths = 2, {}
+    known.doubt(30)
+    known.doubt(30)
+    assert known.online(nodes) == {0: 20, 2: 30}
+    assert nodes.asked == [20, 30, 30]
+    assert known.said_width(30) == 0
+    assert known.clients == [0, 1, 2]
+    # What it was is free for another.
+    nodes.identities[40] = 1
+    assert known.online(nodes) == {0: 20, 1: 40, 2: 30}
+
+
+def test_a_doubted_node_that_does_not_answer_takes_no_part():
+    nodes, known = Nodes({20: 0, 30: 1}), made()
+    known.online(nodes)
+    nodes.identities[30] = None
+    known.doubt(30)
+    assert known.online(nodes) == {0: 20}
+    assert known.clients == [0, 1]
+    known.doubt(99)  # of whom nothing is known
+    assert known.online(nodes) == {0: 20}
+
+
 def test_a_silent_newcomer_holds_up_a_round_by_its_patience_alone_and_may_answer_later(monkeypatch):
     monkeypatch.setattr(roster, "NEWCOMER_S", 0.02)
     nodes, known = Nodes({20: 0}), made(wait_s=60.0)

@@ -155,12 +155,26 @@ def test_what_is_scored_is_calibrated_and_what_is_sent_is_as_said(broadcast):
         (lambda t: t.update(means=torch.rand(2, 5)), "must be of 4 features"),
         (lambda t: t.update(covariances=torch.rand(2, 4)), "must be of 4 features"),
         (lambda t: t.update(means=torch.ones(2, 4, dtype=torch.int64)), "must be floats"),
+        (lambda t: t.update(counts=torch.tensor([2**62, 3, 0])), "counts must be at most"),
+        (lambda t: t.update(means=torch.full((2, 4), 1e30)), "means must be between"),
+        (lambda t: t.update(covariances=torch.full((2, 4, 4), 1e9)), "covariances must be between"),
+        (lambda t: t.update(covariances=-torch.eye(4).expand(2, 4, 4)), "must be >= 0"),
     ],
 )
 def test_moments_that_cannot_be_are_told(lie, reason):
     tensors = dict(replied()[0].extra.tensors)
     lie(tensors)
     assert reason in ccvr.wrong(Extra(tensors=tensors), classes=3, width=4)
+
+
+def test_moments_that_teach_no_classifier_leave_the_means(caplog):
+    replies = replied()
+    wild = {**replies[0].extra.tensors, "means": torch.full((2, 4), ccvr.FARTHEST)}
+    replies[0] = replace(replies[0], extra=Extra(tensors=wild))
+    state = ServerState(0, linear.tensors(linear.START))
+    after = ccvr.advance(state, replies, CCVRConfig(lr=1e30), seed=3)
+    assert all(torch.isfinite(p).all() for p in after.surrogate.values())
+    assert "the classifier stays the mean's" in caplog.text
 
 
 def test_numbers_beside_the_moments_are_told():

@@ -87,7 +87,7 @@ def sent(n=3, **said):
 
 
 LIES = {
-    "none": (Extra(), "it must send images and labels"),
+    "none": (Extra(), "it must send images, labels"),
     "more": (Extra(sent(), {"steps": 1}), "nothing else"),
     "size": (Extra(sent(images=torch.rand(3, 1, 9, 8))), "of shape (n, 1, 8, 8)"),
     "type": (Extra(sent(images=torch.rand(3, 1, 8, 8).double())), "must be float32"),
@@ -107,13 +107,31 @@ def test_what_cannot_be_believed_is_refused(lie):
 
 
 def test_the_union_is_all_images_in_order():
-    as_bytes = sent(images=torch.full((3, 1, 8, 8), 51, dtype=torch.uint8))
+    as_bytes = sent(images=torch.full((3, 1, 8, 8), 51, dtype=torch.uint8),
+                    ranges=torch.tensor([[0.0, 1.0]] * 3))  # fmt: skip
     both = feddm.union(
         [ClientUpdate(i, {}, 9, extra=Extra(e)) for i, e in enumerate((sent(), as_bytes))], SPEC
     )
     assert both.owner.tolist() == [0] * 3 + [1] * 3
     assert both.targets.argmax(1).tolist() == [0, 1, 2] * 2
     torch.testing.assert_close(both.images[3:], torch.full((3, 1, 8, 8), 0.2))
+
+
+def test_bytes_keep_what_lies_beyond_what_a_screen_can_show():
+    made = torch.randn(4, 1, 8, 8) * torch.tensor([0.1, 1.0, 5.0, 0.0])[:, None, None, None]
+    as_sent = {**feddm.rounded(made), "labels": torch.tensor([0, 0, 1, 1])}
+    assert as_sent["images"].dtype == torch.uint8
+    width = (as_sent["ranges"][:, 1] - as_sent["ranges"][:, 0])[:, None, None, None]
+    off = (feddm.pixels(Extra(as_sent)) - made).abs()
+    assert bool((off <= width * 0.5001 / 255 + 1e-7).all())
+    config = feddm.FedDMConfig(images_per_class=2, sent_as="uint8")
+    assert feddm.wrong(Extra(as_sent), config, SPEC) == ""
+    for name, ranges in (("shape", as_sent["ranges"][:2]), ("type", as_sent["ranges"].double())):
+        assert "ranges must be" in feddm.wrong(
+            Extra({**as_sent, "ranges": ranges}), config, SPEC
+        ), name
+    far = torch.tensor([[0.0, 1e30]] * 4)
+    assert "between" in feddm.wrong(Extra({**as_sent, "ranges": far}), config, SPEC)
 
 
 def how(**said):
@@ -139,8 +157,8 @@ def test_images_travel_and_no_parameters(sent_as, size, tmp_path):
         counts.append(len(tensors["labels"]))
     told = [e["num_bytes"] for e in ended.of("client-reply") if e["partition_id"] == 1]
     for count, number in zip(counts, told, strict=True):
-        # An image and its label; what is left is their headers and the metrics.
-        assert 0 < number - count * (16 * 16 * size + 8) < 500
+        # An image, its label and range; what is left is their headers and the metrics.
+        assert 0 < number - count * (16 * 16 * size + 8 + 8 * (size == 1)) < 700
     assert ended.of("images-drawn") == [] or ended.of("images-drawn")[0]["num_images"] >= count
 
 
