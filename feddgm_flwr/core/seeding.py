@@ -11,7 +11,10 @@ import torch
 
 
 def derive_seed(seed: int, purpose: str, *address: int) -> int:
-    """Return a 63-bit seed for ``purpose`` at ``address`` (round, partition id, ...)."""
+    """Return a 63-bit seed for ``purpose`` at ``address`` (round, partition id, ...).
+
+    A purpose has addresses of one length: with zeros at its end a longer one is the shorter.
+    """
     # An aggregate's address is negative; as 64 bits of two's complement it is one like any other.
     words = [seed, zlib.crc32(purpose.encode()), *(a % 2**64 for a in address)]
     low, high = np.random.SeedSequence(words).generate_state(2, np.uint32)
