@@ -132,13 +132,20 @@ def grids(preset: Preset, entries: Sequence[Entry], images: Prepared, division: 
 
     Where a preset fixes how clients train, what is left of a row's grid is its other settings.
     """
-    short = preset.with_rounds(max(1, preset.rounds // 2))
     units = [
-        unit_of(short, entry, images, division, TUNING_SEED, tried)
+        tuning_unit(preset, entry, images, division, tried)
         for entry in entries
         for tried in map(preset.tunable, entry.grid)
     ]
     return list({unit.name: unit for unit in units}.values())
+
+
+def tuning_unit(
+    preset: Preset, entry: Entry, images: Prepared, division: Said, tried: Said
+) -> Unit:
+    """Return one run of a grid, or of what lies beside it."""
+    short = preset.with_rounds(max(1, preset.rounds // 2))
+    return unit_of(short, entry, images, division, TUNING_SEED, tried)
 
 
 def still_so(stored: Mapping[str, Any], unit: Unit) -> bool:

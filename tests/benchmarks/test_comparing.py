@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from beyond_grids import BEYOND
 from compare import setting
 from comparing import spending, tables, tuning
 from comparing.entries import ENTRIES, GRID, OURS, roster
@@ -232,6 +233,13 @@ def test_every_grid_is_of_one_size():
     tuned = [e for e in ENTRIES if e.rounds and not e.tuned_as]
     assert {len(e.grid) for e in tuned} == {GRID}
     assert len({e.label for e in ENTRIES}) == len(ENTRIES)
+
+
+def test_what_lies_beyond_a_grid_is_not_in_it_and_is_of_its_settings():
+    for entry in ENTRIES:
+        for tried in BEYOND.get(entry.label, ()):
+            assert tried not in entry.grid
+            assert set(tried) == set(entry.grid[0])
 
 
 def test_rows_of_unknown_methods_are_left_out_and_unknown_labels_refused():
