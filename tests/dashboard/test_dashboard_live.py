@@ -379,7 +379,7 @@ def test_a_live_run_is_shown_as_its_log_tells(browser, script, tmp_path):
         # Appears by itself, without the page being loaded anew.
         until(page.locator("#runs h2")).to_have_text("2 runs", timeout=180_000)
         page.goto(f"{address}run?id=live")
-        until(page.locator("#images h2")).to_contain_text("round 2", timeout=120_000)
+        until(page.locator("#images h2")).to_contain_text("round 2", timeout=300_000)
         use_controls(visit, address, log)
         watch_all(page, address, log)
         seen, shifts = stay(page, address, log)
