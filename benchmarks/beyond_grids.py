@@ -13,11 +13,10 @@ from compare import job_of, options
 from comparing import tuning
 from comparing.entries import ENTRIES, Entry
 from comparing.images import prepared
-from comparing.presets import Said, division
+from comparing.presets import Said
 from comparing.store import all_stored
 from comparing.tables import markdown
 from comparing.units import Unit, tuning_unit
-from comparing.work import Progress, run_all
 
 BEYOND: dict[str, tuple[Said, ...]] = {
     "fedadam": (
@@ -38,18 +37,13 @@ def main() -> None:
     chosen = options(__doc__, entries)
     job = job_of(chosen, entries)
     images = prepared(job.preset, "tuning", job.data, job.out / "data")
-    how = division(chosen.alpha, None)
     rows: list[tuple[Entry, Said, Unit]] = [
-        (entry, tried, tuning_unit(job.preset, entry, images, how, tried))
+        (entry, tried, tuning_unit(job.preset, entry, images, job.division, tried))
         for entry in entries
         for tried in (*entry.grid, *BEYOND[entry.label])
     ]
     units = [unit for *_, unit in rows]
-    if not chosen.report_only:
-        done = all_stored(job.out, units)
-        left = [unit for unit in units if unit.name not in done]
-        run_all(left, job.out, chosen.workers, Progress(units, done, chosen.workers))
-    done = all_stored(job.out, units)
+    done = all_stored(job.out, units) if chosen.report_only else job.run(units, chosen.workers)
     lines = [
         [
             entry.label,

@@ -151,14 +151,15 @@ def rounds_after(done: Averaged, row: Average, device: torch.device) -> Iterator
     while len(done.rounds) < row.unit.length:
         number, watch, replies = len(done.rounds) + 1, Stopwatch(), []
         everyone, share = range(row.unit.clients), config.rounds.fraction_train
-        asked = set(sampled(everyone, share, config.seed, number)) & able.keys()
+        asked = [i for i in sampled(everyone, share, config.seed, number) if i in able]
         with watch.running():
-            for i, own in ((i, able[i]) for i in sorted(asked)):
+            for i in asked:
+                own = able[i]
                 module.load_state_dict(done.weights)
                 rng = derive(config.seed, "client", number, i)
                 train(module, own.images.to(device), own.labels.to(device), local, rng=rng)
                 replies.append(copied(module.state_dict()))
-        counts = [len(able[i]) for i in sorted(asked)]
+        counts = [len(able[i]) for i in asked]
         mean = mean_of(replies, counts) if replies else done.weights
         module.load_state_dict(mean)
         accuracy = evaluate(module, test.images, test.labels).accuracy

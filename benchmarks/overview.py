@@ -16,7 +16,7 @@ from pathlib import Path
 
 from comparing.entries import OURS
 from comparing.job import RESULTS
-from comparing.plots import OTHERS, OUR_COLOUR, curves, draw_line
+from comparing.plots import OTHERS, OUR_COLOUR, curves, draw_line, dress
 from comparing.presets import division_name
 from comparing.statistics import paired
 from comparing.store import Record
@@ -92,10 +92,8 @@ def draw(told: Sequence[Comparison], labels: Sequence[str], path: Path) -> None:
         )
         axes.set_title(one.name, fontsize=10, parse_math=False)
         axes.set_xlabel("round")
-        axes.set_ylabel("test accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        dress(axes)
     for axes in panels[len(told) :]:
         axes.set_axis_off()
     save_figure(figure, path)

@@ -22,9 +22,9 @@ TWO_RATES = (0.05, 0.1)
 """The same beside two values of a key setting."""
 GRID = 4
 OURS = "feddgm"
-NO_DESCENT: dict[str, Scalar] = {"distill.iterations": 0, "distill.warm-iterations": 0}
+NO_DESCENT: Said = {"distill.iterations": 0, "distill.warm-iterations": 0}
 """Under a prior that knows no class there are no images then, and so no lessons and no teachers."""
-NOT_MATCHED: dict[str, Scalar] = {
+NOT_MATCHED: Said = {
     "distill.iterations": 1,
     "distill.warm-iterations": 1,
     "distill.latent-lr": 1e-6,

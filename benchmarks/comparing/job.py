@@ -119,7 +119,7 @@ class Job:
         if only_list:
             self._list(units)
             return
-        done = self._run(units, workers)
+        done = self.run(units, workers)
         about = {
             "preset": self.preset.name,
             "data": images.title,
@@ -159,7 +159,7 @@ class Job:
             self._list(units)
             return
         if not only_report:
-            self._run(units, workers)
+            self.run(units, workers)
         had = rows_and_seeds(self.folder)
         shown = {entry.label for entry in self.entries} | had.labels
         rows = [entry for entry in self.among if entry.label in shown]
@@ -172,7 +172,8 @@ class Job:
         else:
             self._report(records, rows, images, tuning.untuned(rows, tuned))
 
-    def _run(self, units: Sequence[Unit], workers: int) -> dict[str, Record]:
+    def run(self, units: Sequence[Unit], workers: int) -> dict[str, Record]:
+        """Run what is left of ``units``; return unit name -> finished run, of all."""
         done = all_stored(self.out, units)
         left = [unit for unit in units if unit.name not in done]
         progress = Progress(units, done, workers)

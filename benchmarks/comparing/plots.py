@@ -110,9 +110,7 @@ def draw(lines: Sequence[Curve], title: str, says: str, path: Path) -> Path:
     for line in sorted(lines, key=lambda c: colours[c.name] != GREY):
         draw_line(axes, line, colours[line.name])
     axes.set_xlabel(says, parse_math=False)
-    axes.set_ylabel("test accuracy, %")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    dress(axes)
     if by_round:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -135,6 +133,13 @@ def _colours(lines: Sequence[Curve]) -> dict[str, str]:
     colours = {line.name: GREY for line in lines}
     colours.update(zip((c.name for c in strongest[:STRONGEST]), OTHERS, strict=False))
     return {**colours, OURS: OUR_COLOUR}
+
+
+def dress(axes: "Axes") -> None:
+    """Give ``axes`` what every comparison's have: their measure, a grid, and no frame."""
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_line(axes: "Axes", line: Curve, colour: str) -> None:

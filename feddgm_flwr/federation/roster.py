@@ -144,6 +144,11 @@ class Roster:
             self._doubted.add(node)
             self._attempts.pop(node, None)
 
+    @property
+    def _sure(self) -> set[int]:
+        """The known nodes that are not doubted."""
+        return set(self._known) - self._doubted
+
     def settle(self) -> None:
         """Take the present division of the data for the rest of the run: a model rests on it."""
         self._settled = bool(self.partitions)
@@ -222,20 +227,18 @@ class Roster:
 
     def _forget_absent(self, nodes: set[int]) -> None:
         """Let a node that left be asked at once when it returns."""
-        for node in set(self._attempts) - nodes - (set(self._known) - self._doubted):
+        for node in set(self._attempts) - nodes - self._sure:
             del self._attempts[node]
             self.left_out.pop(node, None)
         self._open = {i: a for i, a in self._open.items() if a.node in nodes}
 
     def _ask(self, nodes: set[int], grid: Grid, *, until: float) -> None:
         """Ask the nodes that are new, or were silent, who they are."""
-        waiting = {a.node for a in self._open.values()}
+        waiting, sure = {a.node for a in self._open.values()}, self._sure
         new = [
             n
             for n in sorted(nodes)
-            if (n not in self._known or n in self._doubted)
-            and n not in waiting
-            and self._attempts[n] < ATTEMPTS
+            if n not in sure and n not in waiting and self._attempts[n] < ATTEMPTS
         ]
         if not new:
             return
@@ -352,7 +355,7 @@ class Roster:
         self.owners = {p: n for p, n in self.owners.items() if n in fitting or n not in self._known}
         for node, identity in fitting.items():
             self.owners.setdefault(identity.partition_id, node)
-            if node in nodes - self._doubted:
+            if node in nodes and node not in self._doubted:
                 claims.setdefault(identity.partition_id, []).append(node)
         found: dict[int, int] = {}
         for partition_id, claimants in sorted(claims.items()):

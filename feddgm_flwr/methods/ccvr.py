@@ -234,7 +234,7 @@ def advance(
     classifier = {k: mean[k] for k in CLASSIFIER}
     try:
         classifier = calibrated(classifier, moments, config, rng=rng)
-    except (FloatingPointError, RuntimeError) as error:  # torch's of eigenvalues is the latter
+    except (FloatingPointError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         logger.warning("round %d: the classifier stays the mean's: %s", server_round, error)
     kept = {} if config.broadcast == "calibrated" else {"classifier": classifier}
     surrogate = mean if kept else {**mean, **classifier}
