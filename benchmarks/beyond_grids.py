@@ -33,13 +33,13 @@ BEYOND: dict[str, tuple[Said, ...]] = {
 
 def main() -> None:
     """Run what is left, and print each row's grid with what lies beyond it."""
-    entries = [entry for entry in ENTRIES if entry.label in BEYOND]
-    chosen = options(__doc__, entries)
-    job = job_of(chosen, entries)
+    among = [entry for entry in ENTRIES if entry.label in BEYOND]
+    chosen = options(__doc__, among)
+    job = job_of(chosen, among)
     images = prepared(job.preset, "tuning", job.data, job.out / "data")
     rows: list[tuple[Entry, Said, Unit]] = [
         (entry, tried, tuning_unit(job.preset, entry, images, job.division, tried))
-        for entry in entries
+        for entry in job.entries
         for tried in (*entry.grid, *BEYOND[entry.label])
     ]
     units = [unit for *_, unit in rows]

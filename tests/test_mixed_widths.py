@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from feddgm_flwr.build import build_engine, first_state
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.algorithm import apply_round, distill_job
 from feddgm_flwr.core.distillation.distill import distill_client
+from feddgm_flwr.core.learning import Learner
 from feddgm_flwr.core.models import HEAD, SurrogateConfig
 from feddgm_flwr.events import Trained
 
@@ -147,8 +149,24 @@ def test_the_share_of_a_widths_mean_is_that_of_its_clients_images():
                 torch.testing.assert_close(results[share].surrogates[name][k], expected)
 
 
+def test_every_width_hears_the_replies_of_all():
+    server = mixed(union__teacher_share=0.25)
+    state, updates = federation(server)
+    with patch.object(Learner, "learn", autospec=True, side_effect=lambda *a, **_: a[1]) as learn:
+        _, report = apply_round(state, updates, server.shop, emit=quiet)
+    told = 0
+    for u in updates:
+        module = server.tools.learners.surrogates[u.surrogate].module
+        module.load_state_dict(u.params)
+        told = told + u.num_examples / 60 * module(report.fresh.images).softmax(1).detach()
+    assert len(learn.call_args_list) == 2
+    for call in learn.call_args_list:
+        expected = 0.75 * report.fresh.targets + 0.25 * told
+        torch.testing.assert_close(call.args[2].targets, expected)
+
+
 def test_a_width_of_which_nobody_answered_learns_from_the_others_images():
-    server, events = mixed(), []
+    server, events = mixed(union__teacher_share=0.0), []
     state, updates = federation(server)
     after, report = apply_round(state, updates[::2], server.shop, emit=events.append)
     alone = server.tools.learners.narrow[NARROW].learn(

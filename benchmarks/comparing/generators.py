@@ -17,8 +17,6 @@ BANKED: dict[str, Said] = {
     "held near by 0.01": {"distill.prior-weight": 0.01},
     "held near by 0.1": {"distill.prior-weight": 0.1},
     "held near by 1": {"distill.prior-weight": 1.0},
-    "best of 4 samples": {"distill.candidates": 4},
-    "best of 16 samples": {"distill.candidates": 16},
     "100 of the bank a class among the lessons": {"union.prior-images-per-class": 100},
 }
 """What is tried under a bank."""

@@ -27,21 +27,13 @@ RESULTS = "results.json"
 """A table's file for programs: its title, division and the records of all its runs."""
 
 
-@dataclass(frozen=True)
-class Had:
-    """Which rows and seeds a table has."""
-
-    labels: frozenset[str] = frozenset()
-    seeds: frozenset[int] = frozenset()
-
-
-def rows_and_seeds(folder: Path) -> Had:
-    """Return what the table in ``folder`` has; nothing where there is none."""
+def runs_of(folder: Path) -> list[Record]:
+    """Return the records of the table in ``folder``; none where there is no table."""
     file = folder / RESULTS
     if not file.is_file():
-        return Had()
-    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
-    return Had(frozenset(r["label"] for r in runs), frozenset(r["seed"] for r in runs))
+        return []
+    runs: list[Record] = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    return runs
 
 
 @dataclass(frozen=True)
@@ -160,13 +152,15 @@ class Job:
             return
         if not only_report:
             self.run(units, workers)
-        had = rows_and_seeds(self.folder)
-        shown = {entry.label for entry in self.entries} | had.labels
+        had = runs_of(self.folder)
+        shown = {entry.label for entry in self.entries} | {run["label"] for run in had}
         rows = [entry for entry in self.among if entry.label in shown]
-        seeds = sorted({*seeds, *had.seeds})
+        seeds = sorted({*seeds, *(run["seed"] for run in had)})
         units = comparison(self.preset, rows, images, self.division, seeds, tuned)
         done = all_stored(self.out, units)
         records = [done[unit.name] for unit in units if unit.name in done]
+        # A row of something that was deleted since can no longer be run, and is still an answer.
+        records += [run for run in had if run["label"] not in {e.label for e in self.among}]
         if not records:
             logger.info("nothing of these rows and seeds is done; the table stays as it is")
         else:
@@ -202,9 +196,10 @@ class Job:
         rows = tables.rows_of(records, ceilings)
         title = self._title(images, sorted({record["seed"] for record in records}))
         note = f"\nNot tuned: {', '.join(lacking)}.\n" if lacking else ""
-        tuned = tuning.division_of([self.out, self.committed])
-        if tuned and tuned != self.division:
-            note += f"\nAll settings were chosen at {division_name(tuned).replace('-', ' ')}.\n"
+        preset, division = tuning.where_chosen([self.out, self.committed])
+        if preset and (preset, division) != (self.preset.name, self.division):
+            at = division_name(division).replace("-", " ")
+            note += f"\nAll settings were chosen on {preset} at {at}.\n"
         table = tables.accuracy_table(rows)
         made = f"\nMade with {where}\n" if (where := spending.where_made(records)) else ""
         differences = tables.difference_table(rows)

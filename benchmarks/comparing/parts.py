@@ -31,7 +31,6 @@ TRIED: dict[str, Said] = {
     "soft labels": {"distill.labels": "soft"},
     "2 waypoints": {"client.checkpoints": 2},
     "angle": {"distill.distance": "cosine"},
-    "best of 4 samples": {"distill.candidates": 4},
 }
 """What differs from the recipe in one thing."""
 

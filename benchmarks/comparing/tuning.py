@@ -51,13 +51,14 @@ def save(out: Path, found: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
     Raises
     ------
     ValueError
-        These were tuned under another division of the data.
+        These were tuned on another preset, or under another division of the data.
     """
     path = out / FILE
     before = _read(path) if path.is_file() else {**about, "methods": {}}
-    if before["division"] != about["division"]:
+    then, now = ([told[key] for key in ("preset", "division")] for told in (before, about))
+    if then != now:
         raise ValueError(
-            f"{path} holds settings chosen under {before['division']}, got {about['division']}; "
+            f"{path} holds settings chosen under {then}, got {now}; "
             "give these an --out of their own"
         )
     whole = {**about, "seed": TUNING_SEED, "methods": {**before["methods"], **found}}
@@ -73,10 +74,13 @@ def settings_of(places: Sequence[Path]) -> dict[str, Said]:
     return {label: row["chosen"] for label, row in _read(path)["methods"].items()}
 
 
-def division_of(places: Sequence[Path]) -> Said:
-    """Return under which division settings were chosen; none where they were not."""
+def where_chosen(places: Sequence[Path]) -> tuple[str, Said]:
+    """Return on which preset settings were chosen, and under which division; "" where nowhere."""
     path = _first(places)
-    return {} if path is None else dict(_read(path)["division"])
+    if path is None:
+        return "", {}
+    found = _read(path)
+    return found["preset"], found["division"]
 
 
 def untuned(entries: Sequence[Entry], tuned: Mapping[str, Said]) -> list[str]:

@@ -261,6 +261,7 @@ def next_surrogates(
     as these clients hold the images of all.
     """
     everyone = sum(shop.mean.voices([u for u, _ in sound]))
+    union = with_replies_word([u for u, _ in sound], union, shop)
     nexts = {}
     for name in state.surrogates:
         own = [s for s in sound if s[0].surrogate == name]
@@ -271,6 +272,22 @@ def next_surrogates(
         mean = means.get(name, {})
         nexts[name] = next_surrogate(state.of(name), own, mean, carried, union, there, emit)
     return nexts
+
+
+def with_replies_word(
+    updates: Sequence[ClientUpdate], union: SyntheticSet, shop: Workshop
+) -> SyntheticSet:
+    """Return the union with what all replies, of every width, say of its images in its targets."""
+    share = shop.union.teacher_share
+    if shop.union.surrogate_update != "aggregate+synthetic" or not (share and updates and union):
+        return union
+    said, everyone = torch.zeros_like(union.targets), sum(shop.mean.voices(updates))
+    for name, learner in shop.learners.surrogates.items():
+        if own := [u for u in updates if u.surrogate == name]:
+            replies, weights = [u.params for u in own], shop.mean.voices(own)
+            told = mixture(learner.module, replies, weights, union.images, device=learner.device)
+            said += sum(weights) / everyone * told
+    return replace(union, targets=union.targets.lerp(said, share))
 
 
 def next_surrogate(
@@ -302,9 +319,6 @@ def next_surrogate(
     if config.classifier_mean == "owners":
         start = mean_of_owners(mean, replies, weights, owned, state.surrogate, shop.mean)
     start, mean = ({**p, **{k: p[k] + v for k, v in carried.items()}} for p in (start, mean))
-    if (share := config.teacher_share) and len(union):
-        said = mixture(learner.module, replies, weights, union.images, device=learner.device)
-        union = replace(union, targets=union.targets.lerp(said, share))
     return blend(learn(start, union), mean, config.aggregate_share)
 
 

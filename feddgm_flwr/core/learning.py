@@ -87,8 +87,8 @@ class UnionConfig(TrainConfig):
     )
     teacher_share: float = setting(
         0.3,
-        "The share in an image's target of what the replies say of it (the mean of their "
-        "probabilities by example counts), the rest being its label.",
+        "The share in an image's target of what the replies, of every width, say of it (the mean "
+        "of their probabilities by example counts), the rest being its label.",
         ge=0,
         le=1,
         only={"surrogate_update": ("aggregate+synthetic",)},

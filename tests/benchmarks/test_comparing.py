@@ -179,6 +179,29 @@ def test_a_table_keeps_the_rows_and_seeds_that_it_had(tmp_path):
     assert ask([], []) == ([], [(OURS, 0), ("fedavg", 0), ("fedavg", 1)])
 
 
+def test_a_table_keeps_a_row_of_what_was_deleted_since(tmp_path):
+    job = Job(PRESETS["mnist5k"], division(0.1, None), [], ENTRIES, tmp_path, tmp_path, None)
+    job.folder.mkdir()
+    whole = {"runs": [record("replayed", 0, [0.5])]}
+    (job.folder / "results.json").write_text(json.dumps(whole))
+    job.compare([], 1, untuned=True, only_list=False, only_report=True)
+    assert json.loads((job.folder / "results.json").read_text())["runs"] == whole["runs"]
+    assert "| replayed | 50.0 |" in (job.folder / "table.md").read_text()
+
+
+def test_a_table_says_where_its_settings_were_chosen_if_elsewhere(tmp_path):
+    found = {"chosen": {}, "grid": []}
+    about = {"preset": "fashion", "division": dict(division(0.1, None))}
+    tuning.save(tmp_path, {OURS: found}, about)
+    images = Prepared({}, "toy", "toy", {"train": 4, "test": 2})
+    for name, alpha in (("fashion", 0.1), ("fashion", 0.5), ("hundred", 0.1)):
+        how = division(alpha, None)
+        job = Job(PRESETS[name], how, [], ENTRIES, tmp_path, tmp_path, None, table=name)
+        job._report([record(OURS, 0, [0.5])], [], images, [])
+        told = "chosen on fashion at alpha 0.1" in (job.folder / "table.md").read_text()
+        assert told == ((name, alpha) != ("fashion", 0.1))
+
+
 def test_a_curve_ends_where_a_run_diverged_and_adds_up_what_was_spent():
     ours, moon = curves([*RECORDS[:2], *RECORDS[6:8]], "client_seconds")
     assert ours.x == (0.0, 3.0, 6.0)
@@ -507,7 +530,10 @@ def test_tuning_chooses_the_highest_mean_and_records_all(unit, tmp_path):
     tuning.save(tmp_path, {"fedavg": found}, about)
     with pytest.raises(ValueError, match="chosen under"):
         tuning.save(tmp_path, {"fedavg": found}, {**about, "division": {"data.alpha": 0.5}})
-    assert tuning.division_of([tmp_path]) == {"data.alpha": 0.1}
+    with pytest.raises(ValueError, match="chosen under"):
+        tuning.save(tmp_path, {"fedavg": found}, {**about, "preset": "another"})
+    assert tuning.where_chosen([tmp_path]) == ("toy", {"data.alpha": 0.1})
+    assert tuning.where_chosen([tmp_path / "none"]) == ("", {})
     assert tuning.settings_of([tmp_path / "none", tmp_path]) == {
         "fedavgm": {"client.lr": 0.2},
         "fedavg": {"client.lr": 0.2},

@@ -15,12 +15,10 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from feddgm_flwr.core.augment import Pixels, augment, is_siamese
 from feddgm_flwr.core.capturing import Replayed
-from feddgm_flwr.core.distillation.choosing import Choosy
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
 from feddgm_flwr.core.distillation.glimpse import Glimpse, glimpse, moments
 from feddgm_flwr.core.distillation.matching import (
@@ -232,25 +230,10 @@ class _Matching:
 def first_latents(job: DistillJob, bench: Bench) -> Latents:
     """Return where the descent begins: at the client's last latents, and new ones for the rest."""
     rng = derive(job.seed, "latents", job.server_round, job.partition_id)
-    make = (starts(job, bench), job.images_per_class, bench.num_classes, bench.config)
+    make = (bench.prior, job.images_per_class, bench.num_classes, bench.config)
     if job.latents is None:
         return fresh_latents(*make, rng=rng)
     return extend_latents(job.latents, *make, rng=rng)
-
-
-def starts(job: DistillJob, bench: Bench) -> Prior:
-    """Return what new latents are drawn from: the prior, or the best of several of its samples."""
-    if bench.config.candidates == 1:
-        return bench.prior
-    model = bench.of(job.surrogate).student.to(bench.device)
-    target = {name: value.to(bench.device) for name, value in job.target.items()}
-
-    def hold(images: Tensor) -> Tensor:
-        logits: Tensor = functional_call(model, target, (images.to(bench.device),))
-        return logits
-
-    show = partial(decode, bench.prior, bench=bench)
-    return Choosy(bench.prior, bench.config.candidates, show, hold)
 
 
 def has_moved(job: DistillJob, start: Latents, end: Latents) -> bool:

@@ -70,12 +70,6 @@ class DistillConfig(Settings):
         "spread; the matching loss counts 1 at its start.",
         ge=0,
     )
-    candidates: int = setting(
-        1,
-        "Samples of the prior for each image to start from, of which one is taken: surely of the "
-        "class to the client's model, and unlike the others. 1 takes the first.",
-        ge=1,
-    )
     augment: str = setting(
         "",
         "Differentiable siamese augmentation, as `client.augment`.",

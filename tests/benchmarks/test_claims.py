@@ -1,0 +1,91 @@
+"""Figures in the documents are those of the committed tables."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks/results"
+LABELS = {
+    "FedDGM": "feddgm",
+    "FedAvg": "fedavg",
+    "FedAvgM": "fedavgm",
+    "FedAdam": "fedadam",
+    "FedDM": "feddm",
+    "FedDF": "feddf",
+    "DENSE": "dense",
+    "CCVR": "ccvr",
+    "images not matched": "feddgm, images not matched",
+    "images not matched: the prior's samples": "feddgm, no descent",
+    "not matched, and the replies' word in place of labels": "feddgm, not matched, teachers alone",
+    "no images, the rest of the server's step": "feddgm, no descent",
+    "no images, the rest of FedDGM's step": "feddgm, no descent",
+    "FedAvg from the prior-taught surrogate": "fedavg, prior start",
+    "the prior alone, no client": "generator only",
+    "TAEF2 with a bank": "feddgm",
+    "bare TAEF2": "bare autoencoder",
+    "no descent from the bank": "no descent",
+    "FedAvg, the bank's start": "fedavg, bank's start",
+    "the bank's samples alone, no client": "bank's samples alone",
+    "the public pictures alone, 20 epochs a round": "public pictures alone (ceiling)",
+}
+"""What a document calls a row -> what a table calls it."""
+CLAIMS = {
+    ("README.md", "Dirichlet 0.1"): ("cifar10-small/alpha-0.1", "fashion/alpha-0.1"),
+    ("README.md", "Dirichlet 0.05"): ("cifar10-small/alpha-0.05", "fashion/alpha-0.05"),
+    ("README.md", "mnist5k"): ("mnist5k/alpha-0.1",),
+    ("docs/priors.md", "by prior"): ("cifar10-small/alpha-0.1-priors-5-rounds",),
+    ("docs/results.md", "one shot"): ("cifar10-oneshot/alpha-0.1",),
+}
+"""Document and a table's first cell -> the committed tables whose columns follow one another."""
+
+
+def rows(lines):
+    """Return the cells of each line of a table but the rule's."""
+    split = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    return [cells for cells in split if not re.fullmatch(r"[-: ]*", "".join(cells))]
+
+
+def said(document, first):
+    """Return the head, and first cell -> the rest, of the table whose first cell begins so."""
+    lines = (ROOT / document).read_text().splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith(f"| {first}"))
+    end = next(i for i in range(begin, len(lines)) if not lines[i].startswith("|"))
+    head, *others = rows(lines[begin:end])
+    return head[1:], {called: cells for called, *cells in others}
+
+
+def committed(folder):
+    """Return label -> column -> what stands there, of the first table in ``folder``."""
+    head, others = said(f"benchmarks/results/{folder}/table.md", "method")
+    return {label: dict(zip(head, cells, strict=True)) for label, cells in others.items()}
+
+
+def label_of(called, there):
+    """Return what a table calls a row, whatever a document adds after a colon or a comma."""
+    plain = called.removeprefix("*controls:* ").removesuffix(" (control)")
+    for name in (plain, re.split("[:,] ", plain)[0]):
+        if (found := LABELS.get(name, name)) in there:
+            return found
+    raise KeyError(called)
+
+
+@pytest.mark.parametrize(("place", "folders"), CLAIMS.items(), ids=lambda x: str(x[-1]))
+def test_a_documents_figures_are_the_tables(place, folders):
+    head, claimed = said(*place)
+    tables = [committed(folder) for folder in folders]
+    compared, at = 0, -1
+    for column, name in enumerate(head):
+        at += not column or ":" in name  # a set's name stands over its first round
+        there = tables[at]
+        number = re.search(r"\d+$", name).group()
+        for called, cells in claimed.items():
+            if not (cell := cells[column]):
+                continue
+            found = there[label_of(called, there)][f"r{number}"]
+            spread = "±" in cell
+            assert cell == (found if spread else found.split(" ±")[0]), (called, name)
+            compared += 1
+    assert at == len(tables) - 1
+    assert compared >= 6
