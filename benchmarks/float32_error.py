@@ -40,7 +40,7 @@ def rows(name: str, options: argparse.Namespace) -> list[str]:
             student,
             student_input(bench, job, 0, IMAGES),
             {k: p.to(dtype) for k, p in job.start.items()},
-            {steps: {k: p.to(dtype) for k, p in job.target.items()}},
+            {k: p.to(dtype) for k, p in job.target.items()},
             images.to(dtype),
             targets.to(dtype),
             torch.tensor(bench.config.student_lr, dtype=dtype),

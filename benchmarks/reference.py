@@ -57,8 +57,6 @@ def descend(
         raise ValueError(
             "the reference knows hard labels and a first round only; set distill.labels"
         )
-    if config.distance != "endpoint" or job.checkpoints:
-        raise ValueError("the reference knows end points only; set distill.distance")
     rng = derive(job.seed, "latents", job.server_round, job.partition_id)
     latents = fresh_latents(bench.prior, job.images_per_class, bench.num_classes, config, rng=rng)
     z = latents.values.to(bench.device).requires_grad_()

@@ -42,7 +42,6 @@ S = TypeVar("S", bound=Settings)
 RENAMED = {
     "strategy": "method",
     "distill.device": "server.device",
-    "distill.replay-rounds": "union.replay-rounds",
     "global-model.prior-epochs": "start.global-model-epochs",
     "server.start": "start.weights",
     "server.prior-epochs": "start.epochs",
@@ -72,6 +71,14 @@ RENAMED = {
     },
 }
 """Keys of version 0.1.0 -> the present ones."""
+DELETED = {
+    "distill.replay-rounds": "images of earlier rounds in the union",
+    "union.replay-rounds": "images of earlier rounds in the union",
+    "distill.distance": "the angle as a distance",
+    "distill.candidates": "choosing among the prior's samples",
+    "client.checkpoints": "waypoints on a client's way",
+}
+"""Keys of what was tried, was worth nothing (docs/results.md) and is gone -> what it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,7 +356,9 @@ def may_differ() -> frozenset[str]:
 
 
 def check_known(flat: Mapping[str, Scalar]) -> None:
-    """Raise unless every key of ``flat`` is one; a renamed or misspelt key is told the right one.
+    """Raise unless every key of ``flat`` is one.
+
+    A renamed or misspelt key is told the right one, a deleted one why it is gone.
 
     Raises
     ------
@@ -362,9 +371,13 @@ def check_known(flat: Mapping[str, Scalar]) -> None:
         return
     told = []
     for key in unknown:
-        near = [RENAMED[key]] if key in RENAMED else get_close_matches(key, known, n=1)
-        verb = "is now called" if key in RENAMED else "may mean"
-        told.append(f"{key} {verb} {near[0]}" if near else key)
+        if key in DELETED:
+            told.append(f"{key} is gone ({DELETED[key]} was worth nothing; leave it out)")
+        elif key in RENAMED:
+            told.append(f"{key} is now called {RENAMED[key]}")
+        else:
+            near = get_close_matches(key, known, n=1)
+            told.append(f"{key} may mean {near[0]}" if near else key)
     raise ValueError(
         f"unknown run-config keys: {', '.join(told)}; docs/config.md lists the known ones"
     )

@@ -97,19 +97,6 @@ def test_weight_decay_of_the_clients_is_allowed_for_as_far_as_it_can_reach():
     assert distill_job(one, state, server.shop).images_per_class
 
 
-def test_checkpoints_of_a_reply_reach_its_distillation():
-    server = toy.server(client__checkpoints=2)
-    state, updates = toy.federation(server)
-    job = distill_job(updates[0], state, server.shop)
-    assert len(job.checkpoints) == 2
-    assert same(job.checkpoints, updates[0].checkpoints)
-    blind = [dataclasses.replace(u, checkpoints=()) for u in updates]
-    led, straight = (
-        apply_round(state, replies, server.shop, emit=quiet)[1] for replies in (updates, blind)
-    )
-    assert not torch.equal(led.fresh.images, straight.fresh.images)
-
-
 def test_training_on_the_union_beats_the_fresh_surrogate():
     server = toy.server(distill__iterations=20)
     state, updates = toy.federation(server)
@@ -309,19 +296,6 @@ def test_warm_start_goes_on_from_the_last_rounds_latents():
         assert bool(state.latents) == warm
         losses[warm] = sum(d.first_loss for d in second.distilled)
     assert losses[True] < losses[False]
-
-
-def test_replay_pool_holds_the_last_rounds_and_no_more():
-    server = toy.server(union__replay_rounds=2)
-    state, updates = toy.federation(server)
-    fresh, union = [], []
-    for _ in range(3):
-        state, report, learned = one_round(server, state, updates)
-        assert same(state.replay[-1], report.fresh)
-        fresh.append(len(report.fresh))
-        union.append(learned)
-    assert fresh[0] > 0
-    assert union == [fresh[0], fresh[0] + fresh[1], fresh[1] + fresh[2]]
 
 
 def test_weights_by_examples_let_n_i_speak():

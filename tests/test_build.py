@@ -138,7 +138,7 @@ def test_a_compiler_is_asked_for_only_where_it_is_used(monkeypatch):
 
 
 def test_a_workshop_runs_a_round_and_releases_its_workers_whatever_happens(monkeypatch):
-    asked, closed = config(union__replay_rounds=3, seed=5), []
+    asked, closed = config(union__epochs=3, seed=5), []
     tools = build_tools(asked, toy.SPEC)
     monkeypatch.setattr(SerialEngine, "close", lambda self: closed.append(self))
     with workshop(asked, tools) as shop:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from feddgm_flwr import methods
 from feddgm_flwr.config import (
     AUTO,
+    DELETED,
     RENAMED,
     STATIC,
     RunConfig,
@@ -234,7 +235,6 @@ def test_the_paper_recipe_leaves_these_of_the_authors_settings_at_our_defaults()
         "distill.momentum": 0.5,
         "distill.labels": "hard",
         "distill.stop-tolerance": 0.0,
-        "union.replay-rounds": 1,
         "union.weight-by-examples": False,
     }
     resolved = build(recipe="paper").flat()
@@ -293,9 +293,16 @@ def test_a_renamed_key_is_told_its_new_name(old, new):
 def test_every_key_of_the_first_version_is_known_or_renamed():
     # The sections of version 0.1.0, as far as they are gone or lost keys.
     old = {"generator": 6, "baseline": 6, "server": 18, "distill": 2, "global-model": 1}
-    gone = [key.partition(".")[0] for key in RENAMED if "." in key]
+    lost = [key for key in (*RENAMED, "distill.replay-rounds") if "." in key]
+    gone = [key.partition(".")[0] for key in lost]
     assert {section: gone.count(section) for section in old} == old
-    assert len(set(RENAMED.values())) == len(RENAMED) == 34
+    assert len(set(RENAMED.values())) == len(RENAMED) == 33
+
+
+@pytest.mark.parametrize("key", DELETED)
+def test_a_deleted_key_is_told_why_it_is_gone(key):
+    assert key not in {*KNOWN, *RENAMED}
+    assert f"{key} is gone ({DELETED[key]} was worth nothing; leave it out);" in complaint({key: 1})
 
 
 def test_all_unknown_keys_are_told_at_once():

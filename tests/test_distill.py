@@ -12,7 +12,6 @@ from feddgm_flwr.core.distillation.distill import (
     converged,
     distill_client,
     minibatches,
-    waypoints,
 )
 from feddgm_flwr.core.params import all_finite
 from feddgm_flwr.core.synthetic import LOGIT_SCALE
@@ -26,13 +25,6 @@ def result(progress=None, **overrides):
     )
 
 
-def with_checkpoints(server, epochs=(1, 2, 3)):
-    """A job whose client also told where it was after some of its four epochs."""
-    state, updates = toy.federation(server)
-    told = tuple(toy.federation(toy.server(client__epochs=epoch))[1][0].params for epoch in epochs)
-    return dataclasses.replace(distill_job(updates[0], state, server.shop), checkpoints=told)
-
-
 @pytest.mark.parametrize("gradient", ["exact", "detached"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_descent_lowers_the_matching_loss(gradient, optimizer):
@@ -44,62 +36,6 @@ def test_descent_lowers_the_matching_loss(gradient, optimizer):
         **rates[optimizer],
     )
     assert out.report.last_loss < 0.75 * out.report.first_loss
-
-
-@pytest.mark.parametrize("gradient", ["exact", "detached"])
-@pytest.mark.parametrize("distance", ["endpoint", "cosine"])
-@pytest.mark.parametrize("epochs", [(), (1, 2, 3)])
-def test_descent_lowers_either_distance_with_and_without_checkpoints(gradient, distance, epochs):
-    server = toy.server(
-        distill__gradient=gradient, distill__distance=distance, distill__iterations=20
-    )
-    out = distill_client(with_checkpoints(server, epochs), server.shop.bench)
-    assert out.report.last_loss < 0.75 * out.report.first_loss
-
-
-@pytest.mark.parametrize("distance", ["endpoint", "cosine"])
-def test_reported_loss_is_the_mean_of_the_distances_at_each_waypoint(distance):
-    def first_loss(job, steps):
-        server = toy.server(distill__distance=distance, distill__student_steps=steps)
-        return distill_client(job, server.shop.bench).report.first_loss
-
-    job = with_checkpoints(toy.server())
-    alone = [
-        first_loss(dataclasses.replace(job, target=there, checkpoints=()), step)
-        for step, there in enumerate([*job.checkpoints, job.target], 1)
-    ]
-    assert len(set(alone)) == 4
-    assert first_loss(job, 4) == pytest.approx(sum(alone) / 4)
-
-
-def place(*values, steps):
-    """Where checkpoints of these values land on a path from 0 to 9."""
-    start, target, *told = ({"w": torch.tensor(float(v))} for v in (0, 9, *values))
-    return {i: int(p["w"]) for i, p in waypoints(start, target, told, steps).items()}
-
-
-@pytest.mark.parametrize(
-    ("values", "steps", "expected"),
-    [
-        ((), 5, {5: 9}),
-        ((1,), 10, {5: 1, 10: 9}),
-        ((1, 2, 3), 8, {2: 1, 4: 2, 6: 3, 8: 9}),
-        ((1, 2), 10, {3: 1, 7: 2, 10: 9}),
-        ((1,), 1, {1: 9}),  # the end wins
-        ((1, 2, 3), 2, {1: 2, 2: 9}),  # 0.5, 1 and 1.5 steps: the later wins, then the end
-        ((1, 2, 3, 4, 5, 6, 7), 3, {1: 3, 2: 6, 3: 9}),  # none before the first step
-    ],
-)
-def test_checkpoints_lie_as_far_along_the_student_s_path_as_along_the_client_s(
-    values, steps, expected
-):
-    assert place(*values, steps=steps) == expected
-
-
-def test_a_checkpoint_that_equals_the_start_is_left_out_and_the_others_keep_their_places():
-    assert place(0, 2, 3, steps=8) == {4: 2, 6: 3, 8: 9}
-    assert place(1, 0, 3, steps=4) == {1: 1, 3: 3, 4: 9}
-    assert place(0, steps=4) == {4: 9}
 
 
 def test_soft_labels_are_learned_and_stay_probabilities():

@@ -164,12 +164,6 @@ def test_every_bit_of_the_secret_is_in_the_noise():
     assert not torch.equal(first, second)
 
 
-def test_checkpoints_of_a_private_walk_are_as_many_as_asked_for():
-    server = toy.server(client__checkpoints=2)
-    _, walked = private_walk(server, toy.images([0, 1] * 12))
-    assert len(walked.checkpoints) == 2
-
-
 # What it spends.
 
 

@@ -77,9 +77,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, tmp_path):
         "method": method,
         "num_server_rounds": 3,
         "rounds__fraction_train": 0.67,
-        "union__replay_rounds": 2,
         "distill__labels": "soft",
-        "client__checkpoints": 1,
         "global_model__names": "convnet",
         "global_model__epochs": 1,
     }
@@ -140,8 +138,7 @@ def test_where_and_how_fast_may_change(changed, one_round, copied):
         ({"fedprox__mu": 0.5}, "fedprox.mu = 0.5 (was 0.01)"),
         ({"rounds__fraction_train": 0.5}, "rounds.fraction-train = 0.5 (was 1.0)"),
         ({"client__threads": 2}, "client.threads = 2 (was 1)"),
-        ({"client__checkpoints": 1}, "client.checkpoints = 1 (was 0)"),
-        ({"distill__distance": "cosine"}, "distill.distance = 'cosine' (was 'endpoint')"),
+        ({"distill__labels": "soft"}, "distill.labels = 'soft' (was 'hard')"),
         ({"prior__kind": "glyphs"}, "prior.kind = 'glyphs' (was 'pixel')"),
     ],
 )

@@ -31,7 +31,7 @@ def test_fresh_weights_follow_the_seed_alone():
     assert same(one, again)
     assert not same(one.surrogate, other.surrogate)
     assert not same(one.global_models, other.global_models)
-    assert (one.server_round, one.latents, one.replay, one.memory) == (0, {}, (), {})
+    assert (one.server_round, one.latents, one.memory) == (0, {}, {})
 
 
 def test_another_global_model_beside_it_changes_no_weight_of_the_first():
@@ -48,7 +48,7 @@ def test_a_prior_that_knows_the_classes_teaches_the_first_models():
     assert same(first, again)
     assert not same(first.surrogate, fresh(server).surrogate)
     assert not same(first.global_models, fresh(server).global_models)
-    assert (first.server_round, first.latents, first.replay) == (0, {}, ())
+    assert (first.server_round, first.latents) == (0, {})
 
     test, model = toy.images([0, 1, 2] * 20, seed=7), server.tools.learners.surrogate.module
     accuracy = {}

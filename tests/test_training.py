@@ -245,31 +245,7 @@ def test_a_rule_that_changes_nothing_changes_no_bit(rule):
     assert all(torch.equal(plain[0][k], ruled[0][k]) for k in plain[0])
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_every_step_is_told_after_it_was_made(epochs):
-    told, m = [], model()
-    x, y = data()
-
-    def on_step(step):
-        told.append((step, params_of(m)))
-
-    train(m, x, y, config(epochs=epochs), rng=derive(0, "train"), on_step=on_step)
-    steps = steps_of(10, config(epochs=epochs))
-    assert [step for step, _ in told] == list(range(1, steps + 1))
-    assert steps == 3 * epochs
-    assert_same(told[-1][1], params_of(m))
-    before = [params_of(model()), *(params for _, params in told[:-1])]
-    assert all(
-        not torch.equal(a["0.weight"], b["0.weight"])
-        for a, (_, b) in zip(before, told, strict=True)
-    )
-
-
 def test_no_epochs_make_no_step():
-    told = []
-    x, y = data()
-    train(model(), x, y, config(epochs=0), rng=derive(0, "train"), on_step=told.append)
-    assert told == []
     assert steps_of(10, config(epochs=0)) == 0
 
 

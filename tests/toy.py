@@ -125,9 +125,7 @@ def update(on: Server, state: ServerState, partition_id: int, data: ImageSet) ->
     rng = derive(on.config.seed, "client", task.server_round, partition_id)
     surrogate, device = on.tools.learners.surrogates[name].module, torch.device("cpu")
     walked = walk(surrogate, data, task, on.config.client, PLAIN, rng=rng, device=device)
-    return ClientUpdate(
-        partition_id, walked.params, len(data), checkpoints=walked.checkpoints, surrogate=name
-    )
+    return ClientUpdate(partition_id, walked.params, len(data), surrogate=name)
 
 
 def federation(on: Server) -> tuple[ServerState, list[ClientUpdate]]:

@@ -26,11 +26,8 @@ TRIED: dict[str, Said] = {
     "teachers alone": {"union.teacher-share": 1.0},
     "0.4 of the mean": {"union.aggregate-share": 0.4},
     "clients with balanced softmax": {"client.loss": "balanced-softmax"},
-    "3 rounds of images": {"union.replay-rounds": 3},
     "6 images a class": {"distill.images-per-class": 6},
     "soft labels": {"distill.labels": "soft"},
-    "2 waypoints": {"client.checkpoints": 2},
-    "angle": {"distill.distance": "cosine"},
 }
 """What differs from the recipe in one thing."""
 

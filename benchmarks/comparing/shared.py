@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import Task, Walk
-from feddgm_flwr.core.params import Params, fingerprint
+from feddgm_flwr.core.params import fingerprint
 from feddgm_flwr.files import write_atomically
 from feddgm_flwr.methods.client import Client
 
@@ -60,14 +60,10 @@ def key_of(client: Client, task: Task, data: ImageSet) -> str:
 
 
 def _written(done: Trained) -> bytes:
-    """Return the bytes of a file: parameters by moment, the end being moment 0."""
-    moments = (done.walk.params, *done.walk.checkpoints)
-    tensors = {
-        f"{i}/{name}": p.contiguous() for i, m in enumerate(moments) for name, p in m.items()
-    }
+    """Return the bytes of a file."""
+    tensors = {name: p.contiguous() for name, p in done.walk.params.items()}
     about = {
         "names": list(done.walk.params),
-        "moments": len(moments),
         "steps": done.walk.steps,
         "loss": done.walk.loss,
         "seconds": asdict(done.seconds),
@@ -80,13 +76,9 @@ def _read(file: Path, client: Client) -> Trained:
     with safe_open(file, "pt") as opened:
         about = json.loads(opened.metadata()["about"])
         # In the order of the module's own parameters, which a file does not keep.
-        moments: list[Params] = [
-            {name: opened.get_tensor(f"{i}/{name}") for name in about["names"]}
-            for i in range(about["moments"])
-        ]
+        params = {name: opened.get_tensor(name) for name in about["names"]}
     walk = Walk(
-        moments[0],
-        tuple(moments[1:]),
+        params,
         about["steps"],
         about["loss"],
         model=client.network().to(client.device),

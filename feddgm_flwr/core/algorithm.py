@@ -92,11 +92,10 @@ def apply_round(
     everything = list(zip(updates, jobs, results, strict=True))
     believed = borne_out(everything, state, shop, emit)
 
-    # Step 4: the multi-modal union of all clients' images, and of the last rounds'.
+    # Step 4: the multi-modal union of all clients' images.
     parts = [as_set(u, r, shop.union) for u, _, r in believed]
     fresh = SyntheticSet.concat([SyntheticSet.empty(shop.bench.spec), *parts])
-    replay = (*state.replay, fresh)[-shop.union.replay_rounds :]
-    union = SyntheticSet.concat([*replay, rehearsal_set(shop, server_round)])
+    union = SyntheticSet.concat([fresh, rehearsal_set(shop, server_round)])
     if shop.union.balance_classes:
         union = union.balanced()
 
@@ -116,7 +115,6 @@ def apply_round(
             surrogates.pop(SURROGATE),
             models,
             latents,
-            replay,
             {**state.memory, VELOCITIES: velocities} if velocities else state.memory,
             narrow=surrogates,
         ),
@@ -160,7 +158,6 @@ def distill_job(update: ClientUpdate, state: ServerState, shop: Workshop) -> Dis
         target=update.params,
         images_per_class=dict.fromkeys(sorted(classes), config.images_per_class),
         latents=old,
-        checkpoints=update.checkpoints,
         surrogate=update.surrogate,
     )
 

@@ -110,9 +110,6 @@ class UnionConfig(TrainConfig):
         lt=1,
         only={"surrogate_update": ("aggregate+synthetic",)},
     )
-    replay_rounds: int = setting(
-        1, "Rounds whose synthetic sets make up the union; 1 is this round's alone.", ge=1
-    )
     prior_images_per_class: int = setting(
         30,
         "Fresh samples of the prior added to the union each round, where it knows the classes.",

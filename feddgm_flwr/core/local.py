@@ -35,12 +35,6 @@ class ClientConfig(TrainConfig):
         "logit, so that the classifier need not learn how many there are; an absent class has "
         "probability 0. Nothing is sent. Not for a method that has a loss of its own.",
     )
-    checkpoints: int = setting(
-        0,
-        "Moments of its run, evenly spaced, whose parameters a client sends beside its end point; "
-        "distillation then matches the path. Each costs one more surrogate on the way up.",
-        ge=0,
-    )
     share_label_counts: bool = setting(
         False,
         "Send the number of images per class too; otherwise the server infers only *which* "
@@ -86,12 +80,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Walk:
-    """A client's training: where it ended, and what it passed.
+    """A client's training, and where it ended.
 
     Attributes
     ----------
-    checkpoints
-        Parameters at evenly spaced moments, start and end excluded.
     steps
         Gradient steps made.
     loss
@@ -103,7 +95,6 @@ class Walk:
     """
 
     params: Params
-    checkpoints: tuple[Params, ...]
     steps: int
     loss: float | None
     made: Extra = field(default_factory=Extra)
@@ -144,13 +135,6 @@ def walk(
         rule = replace(rule, objective=balanced_softmax(class_counts(task, data)))
     load_params(model, task.params)
     model.to(device)
-    steps = steps_of(len(data), config)
-    marks = checkpoint_steps(steps, config.checkpoints)
-    passed: list[Params] = []
-
-    def on_step(step: int) -> None:
-        passed.extend(on_cpu(params_of(model)) for mark in marks if mark == step)
-
     loss = train(
         model,
         data.images.to(device),
@@ -159,9 +143,8 @@ def walk(
         rng=rng,
         rule=rule,
         compile=config.compile,
-        on_step=on_step if marks else None,
     )
-    return Walk(on_cpu(params_of(model)), tuple(passed), steps, loss, model=model)
+    return Walk(on_cpu(params_of(model)), steps_of(len(data), config), loss, model=model)
 
 
 def class_counts(task: Task, data: ImageSet) -> Int[Tensor, " k"]:
@@ -173,11 +156,6 @@ def class_counts(task: Task, data: ImageSet) -> Int[Tensor, " k"]:
 def balanced_softmax(counts: Int[Tensor, " k"]) -> Objective:
     """Return the cross-entropy of logits plus log n_y; an absent class drops out of the sum."""
     return adjusted_loss(torch.ones_like(counts, dtype=torch.float32), counts.log())
-
-
-def checkpoint_steps(steps: int, count: int) -> list[int]:
-    """Return after which of ``steps`` the ``count`` checkpoints are taken: at j / (count + 1)."""
-    return [max(1, round(steps * j / (count + 1))) for j in range(1, count + 1)] if steps else []
 
 
 def on_cpu(params: Params) -> Params:

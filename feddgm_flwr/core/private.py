@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from feddgm_flwr.core.augment import augment
 from feddgm_flwr.core.images import ImageSet
-from feddgm_flwr.core.local import ClientConfig, Task, Walk, checkpoint_steps, on_cpu
+from feddgm_flwr.core.local import ClientConfig, Task, Walk, on_cpu
 from feddgm_flwr.core.params import Params, load_params, params_of
 from feddgm_flwr.core.settings import Settings, setting
 from feddgm_flwr.core.training import Descent, Rule, TrainConfig, pixels_of, steps_of
@@ -103,10 +103,9 @@ class PrivateWalk:
         images, labels = data.images.to(device), data.labels.to(device)
         descent = Descent(list(model.parameters()), config)
         rate, steps = sampling_rate(len(data), config), steps_of(len(data), config)
-        marks, passed = checkpoint_steps(steps, config.checkpoints), list[Params]()
         gradients = clipped_gradients(model, self.privacy.clip_norm)
         deviation = self.privacy.noise_multiplier * self.privacy.clip_norm
-        for step in range(1, steps + 1):
+        for _ in range(steps):
             chosen = poisson_sample(len(data), rate, rng=secret).to(device)
             x = images[chosen]
             if len(x):
@@ -119,8 +118,7 @@ class PrivateWalk:
                 # By the expected size: the true one is the sample's secret.
                 p.grad = (summed[name] + deviation * drawn) / (rate * len(data))
             descent.step()
-            passed.extend(on_cpu(params_of(model)) for mark in marks if mark == step)
-        return Walk(on_cpu(params_of(model)), tuple(passed), steps, None, model=model)
+        return Walk(on_cpu(params_of(model)), steps, None, model=model)
 
 
 def sampling_rate(num_examples: int, config: TrainConfig) -> float:

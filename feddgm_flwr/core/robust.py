@@ -95,7 +95,6 @@ def aggregate(
     """
     examples = [u.num_examples for u in updates]
     counts = [u.label_counts for u in updates if u.label_counts is not None]
-    passed = zip(*(u.checkpoints for u in updates), strict=True)
     return ClientUpdate(
         partition_id=partition_id,
         params=mean.of(updates, start),
@@ -103,7 +102,6 @@ def aggregate(
         label_counts=(
             tuple(map(sum, zip(*counts, strict=True))) if len(counts) == len(updates) else None
         ),
-        checkpoints=tuple(mean(there, examples, start) for there in passed),
         surrogate=updates[0].surrogate,
     )
 
@@ -192,12 +190,7 @@ def within_limits(
         return distance(sent[update.surrogate], update.params)
 
     def shortened(update: ClientUpdate, share: float) -> ClientUpdate:
-        start = sent[update.surrogate]
-        return replace(
-            update,
-            params=towards(start, update.params, share),
-            checkpoints=tuple(towards(start, p, share) for p in update.checkpoints),
-        )
+        return replace(update, params=towards(sent[update.surrogate], update.params, share))
 
     nearer, moves = {u.partition_id: u for u in fewer}, []
     for group in groups:

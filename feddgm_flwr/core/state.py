@@ -44,8 +44,6 @@ class ClientUpdate:
         Images it trained on.
     label_counts
         Images a class, where the client shares them.
-    checkpoints
-        Its surrogate at evenly spaced moments of the run, where it sends them.
     extra
         What the method asked for beside.
     surrogate
@@ -58,7 +56,6 @@ class ClientUpdate:
     params: Params
     num_examples: int
     label_counts: tuple[int, ...] | None = None
-    checkpoints: tuple[Params, ...] = ()
     extra: Extra = field(default_factory=Extra)
     surrogate: str = SURROGATE
     claimed: int = 0
@@ -80,8 +77,6 @@ class ServerState:
         Name -> state dict.
     latents
         Partition id -> warm start of the client's next distillation.
-    replay
-        Synthetic sets of the last rounds, newest last.
     memory
         What a method keeps beside: names, plain values and tensors.
     narrow
@@ -92,7 +87,6 @@ class ServerState:
     surrogate: Params
     global_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     latents: dict[int, Latents] = field(default_factory=dict)
-    replay: tuple[SyntheticSet, ...] = ()
     memory: Mapping[str, Any] = field(default_factory=dict)
     narrow: dict[str, Params] = field(default_factory=dict)
 

@@ -93,7 +93,6 @@ def train(
     weights: Float[Tensor, " n"] | None = None,
     rule: Rule = PLAIN,
     compile: bool = False,
-    on_step: Callable[[int], None] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> float:
     """Train ``model`` in place and return the mean loss of the last epoch.
@@ -108,8 +107,6 @@ def train(
     compile
         Compile the rule's objective for batches of the full size, or on a GPU record the whole
         step; a smaller last one goes through as it is, so that nothing is compiled twice.
-    on_step
-        Called with the steps done.
     on_epoch
         Called with the epochs done and the epoch's mean loss.
 
@@ -136,7 +133,6 @@ def train(
     step = _Step(model, descent, rule.objective, rule.adjust)
     whole = _made_fast(step, data, config, device) if compile else step
     pixels = pixels_of(model)
-    steps = 0
     model.train()
     for epoch in range(config.epochs):
         total = torch.zeros((), device=device)
@@ -146,9 +142,6 @@ def train(
             x, y, w = _batch(data, chosen, device)
             x = augment(x, config.augment, rng=rng, pixels=pixels)
             loss = (whole if len(chosen) == config.batch_size else step)(x, y, w)
-            steps += 1
-            if on_step:
-                on_step(steps)
             total += loss * len(chosen)
         # One look an epoch: asking a GPU at every step would make it wait.
         mean = finite(float(total) / len(images), epoch, config.lr)

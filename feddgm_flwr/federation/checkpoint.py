@@ -18,7 +18,7 @@ import torch
 from feddgm_flwr.config import may_differ
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import ServerState
-from feddgm_flwr.core.synthetic import Latents, SyntheticSet
+from feddgm_flwr.core.synthetic import Latents
 from feddgm_flwr.files import DamagedError, seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,6 @@ def _plain_state(state: ServerState) -> dict[str, Any]:
         "surrogate": state.surrogate,
         "global_models": state.global_models,
         "latents": {pid: vars(latents) for pid, latents in state.latents.items()},
-        "replay": [vars(synthetic) for synthetic in state.replay],
         "memory": dict(state.memory),
         "narrow": state.narrow,
     }
@@ -222,7 +221,6 @@ def _state(plain: Mapping[str, Any]) -> ServerState:
         surrogate=plain["surrogate"],
         global_models=plain["global_models"],
         latents={pid: Latents(**latents) for pid, latents in plain["latents"].items()},
-        replay=tuple(SyntheticSet(**synthetic) for synthetic in plain["replay"]),
         memory=plain["memory"],
         narrow=plain["narrow"],
     )

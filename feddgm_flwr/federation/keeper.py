@@ -262,7 +262,6 @@ class RoundKeeper(Strategy):
         return messages.Expected(
             self.state.surrogates[name] if self._half.takes_params else {},
             self._num_classes,
-            self._config.client.checkpoints,
             self._config.client.share_label_counts,
             self._half.wrong,
             name,

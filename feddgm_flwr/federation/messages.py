@@ -28,8 +28,6 @@ CONFIG = "config"
 EXTRA = "extra"
 """Records of what a method adds, tensors and numbers, in either direction."""
 EXTRA_NUMBERS = "extra-numbers"
-CHECKPOINT = "checkpoint-"
-"""Start of the names of the records of a client's checkpoints."""
 
 SERVER_ROUND = "server-round"
 NUM_EXAMPLES = "num-examples"
@@ -147,7 +145,7 @@ def read_task(message: Message) -> Task:
 def reply_content(update: ClientUpdate, *, train_loss: float | None, seconds: float) -> RecordDict:
     """Return a client's reply.
 
-    The loss, label counts, checkpoints and a method's addition travel only where there are any.
+    The loss, label counts and a method's addition travel only where there are any.
     """
     metrics = MetricRecord(
         {
@@ -161,8 +159,6 @@ def reply_content(update: ClientUpdate, *, train_loss: float | None, seconds: fl
     if update.label_counts is not None:
         metrics[LABEL_COUNTS] = list(update.label_counts)
     content = RecordDict({ARRAYS: to_record(update.params), METRICS: metrics})
-    for index, params in enumerate(update.checkpoints):
-        content[f"{CHECKPOINT}{index}"] = to_record(params)
     _add_extra(content, update.extra)
     return content
 
@@ -191,8 +187,6 @@ class Expected:
     template
         The surrogate that the client was sent: names, shapes and types, and the point from which
         its reply must have moved. Empty where a reply holds no parameters.
-    checkpoints
-        How many a client sends.
     counts
         Whether it shares the numbers of its labels.
     wrong
@@ -205,7 +199,6 @@ class Expected:
 
     template: Params
     num_classes: int
-    checkpoints: int
     counts: bool
     wrong: Callable[[Extra], str]
     surrogate: str = SURROGATE
@@ -221,7 +214,6 @@ def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejectio
         arrays = message.content.array_records[ARRAYS]
         metrics = message.content.metric_records[METRICS]
         params = from_record(arrays)
-        passed = _read_checkpoints(message.content)
         extra = _read_extra(message.content)
     except Exception as error:  # the bytes come from elsewhere and may be anything
         return Rejection(f"the reply cannot be read ({type(error).__name__}: {error})")
@@ -229,7 +221,6 @@ def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejectio
         _wrong_metrics(metrics, expected.num_classes)
         or _wrong_arrays(params, template)
         or _wrong_movement(params, template, may_stay=expected.may_stay)
-        or _wrong_checkpoints(passed, expected)
         or ("" if expected.counts else _unasked_counts(metrics))
         or expected.wrong(extra)
         or ("" if all_finite(extra.tensors) else "what it sends beside holds NaN or infinity")
@@ -242,17 +233,9 @@ def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejectio
         params={name: params[name] for name in template},
         num_examples=_int(metrics[NUM_EXAMPLES]),
         label_counts=tuple(map(_int, counts)) if isinstance(counts, list) else None,
-        checkpoints=tuple({name: p[name] for name in template} for p in passed),
         extra=extra,
         surrogate=expected.surrogate,
     )
-
-
-def _read_checkpoints(content: RecordDict) -> list[Params]:
-    names = [name for name in content.array_records if name.startswith(CHECKPOINT)]
-    return [
-        from_record(content.array_records[f"{CHECKPOINT}{index}"]) for index in range(len(names))
-    ]
 
 
 def reported(message: Message) -> dict[str, float | None]:
@@ -428,17 +411,6 @@ def _too_far(params: Params, template: Params) -> str:
     moved = _norm({k: params[k].double() - template[k].double() for k in template})
     bound = MAX_MOVEMENT * (_norm(template) + 1)
     return f"it moved by {moved:.3g}, beyond the believable {bound:.3g}" if moved > bound else ""
-
-
-def _wrong_checkpoints(passed: list[Params], expected: Expected) -> str:
-    """Return what is wrong with a client's checkpoints, or ""."""
-    if len(passed) != expected.checkpoints:
-        return f"it must send {expected.checkpoints} checkpoints, got {len(passed)}"
-    reasons = (
-        _wrong_arrays(params, expected.template) or _too_far(params, expected.template)
-        for params in passed
-    )
-    return next((f"a checkpoint: {reason}" for reason in reasons if reason), "")
 
 
 def _norm(params: Params) -> float:

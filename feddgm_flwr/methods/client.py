@@ -99,7 +99,6 @@ class Client:
             params=walked.params,
             num_examples=len(data),
             label_counts=counts,
-            checkpoints=walked.checkpoints,
             surrogate=self.surrogate,
             extra=self.half.up(task, walked, data),
         )

@@ -97,7 +97,7 @@ def synthesise(
             student,
             student_input(bench, job, iteration, len(images)),
             job.start,
-            {config.student_steps: job.target},
+            job.target,
             images,
             targets,
             variables.student_lr(),

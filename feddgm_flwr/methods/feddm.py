@@ -95,7 +95,7 @@ def make_images(
         device=device,
     )
     sent = rounded(images) if own.sent_as == "uint8" else {IMAGES: images}
-    return Walk({}, (), own.iterations, loss, Extra(tensors={**sent, LABELS: labels}))
+    return Walk({}, own.iterations, loss, Extra(tensors={**sent, LABELS: labels}))
 
 
 def rounded(images: Float[Tensor, "m c h w"]) -> dict[str, Tensor]:
@@ -171,11 +171,6 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     from feddgm_flwr.core.augment import fitting
     from feddgm_flwr.core.telling import phase
 
-    if config.client.checkpoints:
-        raise ValueError(
-            "client.checkpoints must be 0 under method = 'feddm', whose clients send no "
-            f"parameters, got {config.client.checkpoints}; change it with -c"
-        )
     own, spec = config.of_method(FedDMConfig), tools.spec
     learning = replace(own, augment=fitting(own.augment, flip=spec.flip))
     learner = replace(tools.learners.surrogate, config=learning)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from feddgm_flwr.core.state import ServerState
-from feddgm_flwr.core.synthetic import Latents, SyntheticSet
+from feddgm_flwr.core.synthetic import Latents
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.checkpoint import Checkpoint
 from feddgm_flwr.files import seal
@@ -22,9 +22,6 @@ STATE = ServerState(
         5: Latents(torch.randn(2, 3), torch.tensor([0, 1]), torch.randn(2, 4), 0.1),
         2: Latents(torch.randn(1, 3), torch.tensor([3]), None, 0.2),
     },
-    replay=(
-        SyntheticSet(torch.rand(1, 1, 4, 4), torch.rand(1, 4), torch.ones(1), torch.tensor([5])),
-    ),
     memory={
         "momentum": [torch.randn(3)],
         "m": None,

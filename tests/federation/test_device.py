@@ -125,18 +125,17 @@ def test_a_reply_holds_what_was_asked_for_and_no_more():
     walked = trained(of, task(of))
     update = of.client.reply(task(of), data, walked)
     assert (update.partition_id, update.num_examples) == (1, len(data))
-    assert (update.label_counts, update.checkpoints, update.extra) == (None, (), Extra())
+    assert (update.label_counts, update.extra) == (None, Extra())
 
 
-def test_label_counts_checkpoints_and_the_methods_own_are_sent_where_asked():
-    of = device(client__share_label_counts=True, client__checkpoints=1, client__batch_size=64)
+def test_label_counts_and_the_methods_own_are_sent_where_asked():
+    of = device(client__share_label_counts=True, client__batch_size=64)
     of = under(of, ClientHalf(up=lambda t, w, data: Extra(numbers={"steps": w.steps})))
     data = of.images("train")
     walked = trained(of, task(of))
     update = of.client.reply(task(of), data, walked)
     assert len(update.label_counts) == 10
     assert sum(update.label_counts) == len(data)
-    assert len(update.checkpoints) == 1
     assert update.extra.numbers == {"steps": walked.steps}
 
 

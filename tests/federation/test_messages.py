@@ -28,9 +28,9 @@ def broadcast(extra=NOTHING):
     return Message(content=content, dst_node_id=7, message_type="train")
 
 
-def reply(params=MOVED, checkpoints=(), extra=NOTHING, **changes):
+def reply(params=MOVED, extra=NOTHING, **changes):
     """Return a good reply with some of its metrics changed (None removes one)."""
-    update = ClientUpdate(4, params, 12, None, checkpoints, extra)
+    update = ClientUpdate(4, params, 12, None, extra)
     content = messages.reply_content(update, train_loss=0.5, seconds=1.5)
     # Past the record's own check of types: the bytes of a reply obey nobody.
     data = content.metric_records["metrics"].__dict__["_data"]
@@ -41,8 +41,8 @@ def reply(params=MOVED, checkpoints=(), extra=NOTHING, **changes):
     return Message(content=content, reply_to=broadcast())
 
 
-def parse(message, *, checkpoints=0, wrong=lambda extra: "", may_stay=False):
-    expected = messages.Expected(TEMPLATE, 3, checkpoints, True, wrong, may_stay=may_stay)
+def parse(message, *, wrong=lambda extra: "", may_stay=False):
+    expected = messages.Expected(TEMPLATE, 3, True, wrong, may_stay=may_stay)
     return messages.parse_reply(message, expected)
 
 
@@ -146,19 +146,6 @@ def test_a_list_where_a_method_expects_a_number_is_rejected():
     got = parse(message)
     assert isinstance(got, Rejection)
     assert "a finite number was expected, got [1, 2]" in got.reason
-
-
-def test_checkpoints_come_back_in_their_order():
-    passed = tuple({k: v + n for k, v in MOVED.items()} for n in range(12))
-    got = parse(reply(checkpoints=passed), checkpoints=12)
-    assert len(got.checkpoints) == 12
-    assert all(same(a, b) for a, b in zip(got.checkpoints, passed, strict=True))
-
-
-def test_checkpoints_take_the_templates_order():
-    turned = dict(reversed(MOVED.items()))
-    [got] = parse(reply(checkpoints=(turned,)), checkpoints=1).checkpoints
-    assert same(got, MOVED)
 
 
 def test_label_counts_stay_at_home_unless_shared():
@@ -271,15 +258,9 @@ def test_size_counts_every_record_and_errors_weigh_nothing():
 
 
 def test_label_counts_that_nobody_asked_for_are_no_reply():
-    expected = messages.Expected(TEMPLATE, 3, 0, False, lambda extra: "")
+    expected = messages.Expected(TEMPLATE, 3, False, lambda extra: "")
     told = messages.parse_reply(reply(label_counts=[4, 4, 4]), expected)
     assert told == messages.Rejection("it sends label-counts, which nobody asked for")
-
-
-def test_a_checkpoint_beyond_belief_is_no_reply():
-    far = {name: torch.full_like(value, 1e20) for name, value in TEMPLATE.items()}
-    told = parse(reply(checkpoints=(far,)), checkpoints=1)
-    assert told.reason.startswith("a checkpoint: it moved by")
 
 
 @pytest.mark.parametrize("value", ["", b"", [""], [], "abc", [1, 2], True])

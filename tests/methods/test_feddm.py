@@ -187,8 +187,3 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     resumed = run(tmp_path / "parts", resume=True, order=3, **how(begin="real"))
     assert resumed.numbers() == whole.numbers()
     assert same_models(resumed.models, whole.models)
-
-
-def test_checkpoints_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"client\.checkpoints must be 0 under method = 'feddm'"):
-        run(tmp_path / "run", client__checkpoints=1, **how())

@@ -1,14 +1,14 @@
 """One client's latents descend the matching loss (paper, step 3; Algorithm 1's inner loop).
 
-``distill_client`` takes a job (where the client started, where it ended, where it was in between
-if that is known, which classes it owns) and a bench (the frozen prior, the surrogate's
-architecture, the settings) and returns latents, decoded images and a report. It knows no Flower, no
-round and no other client, so jobs may run anywhere, in any order, with the same result.
+``distill_client`` takes a job (where the client started, where it ended, which classes it owns) and
+a bench (the frozen prior, the surrogate's architecture, the settings) and returns latents, decoded
+images and a report. It knows no Flower, no round and no other client, so jobs may run anywhere, in
+any order, with the same result.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,7 +22,6 @@ from feddgm_flwr.core.capturing import Replayed
 from feddgm_flwr.core.distillation.convnet import ConvNetStudent
 from feddgm_flwr.core.distillation.glimpse import Glimpse, glimpse, moments
 from feddgm_flwr.core.distillation.matching import (
-    DISTANCES,
     MatchingGradients,
     StepInput,
     matching_gradients,
@@ -31,7 +30,6 @@ from feddgm_flwr.core.distillation.nearness import pull
 from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
-from feddgm_flwr.core.local import checkpoint_steps
 from feddgm_flwr.core.models import SURROGATE, ConvNet
 from feddgm_flwr.core.params import Params, all_finite, squared_distance
 from feddgm_flwr.core.prior import Prior
@@ -93,9 +91,6 @@ class DistillJob:
         Class -> number of images; only the classes to distil.
     latents
         The client's latents of an earlier round, or None.
-    checkpoints
-        The client's parameters at evenly spaced moments of its run, the end excluded: number j of
-        C at the fraction j / (C + 1).
     surrogate
         Name of the surrogate whose trajectory it is.
     glimpses
@@ -109,7 +104,6 @@ class DistillJob:
     target: Params
     images_per_class: dict[int, int]
     latents: Latents | None
-    checkpoints: tuple[Params, ...] = ()
     surrogate: str = SURROGATE
     glimpses: int = 0
 
@@ -183,12 +177,9 @@ class _Matching:
 
     def __init__(self, job: DistillJob, bench: Bench) -> None:
         self._job, self._bench, config = job, bench, bench.config
-        start, target, *checkpoints = (
-            {k: v.to(bench.device) for k, v in params.items()}
-            for params in (job.start, job.target, *job.checkpoints)
+        self._start, self._target = (
+            {k: v.to(bench.device) for k, v in params.items()} for params in (job.start, job.target)
         )
-        self._start = start
-        self._path = waypoints(start, target, checkpoints, config.student_steps)
         self._student = student_of(
             bench.of(job.surrogate).student.to(bench.device),
             config.precision,
@@ -214,10 +205,9 @@ class _Matching:
             self._student,
             seen,
             self._start,
-            self._path,
+            self._target,
             steps=config.student_steps,
             exact=config.gradient == "exact",
-            distance=DISTANCES[config.distance],
             kept_steps=self._kept_steps,
         )
         if self._bench.device.type != "cuda" or not sees_all(config, len(images)):
@@ -263,24 +253,6 @@ def nothing_to_distil(job: DistillJob) -> str:
     if squared_distance(job.start, job.target) == 0:
         return "the reply is what the client was sent, so there is no trajectory to match"
     return ""
-
-
-def waypoints(
-    start: Params, target: Params, checkpoints: Sequence[Params], student_steps: int
-) -> dict[int, Params]:
-    """Return where the student should be after which of its steps: as far along as the client.
-
-    Checkpoints lie at the same shares of both runs (``local.checkpoint_steps``). Of two at one
-    step the later wins, and at the last step the target. A checkpoint that equals the start is
-    left out, since no distance is defined towards it.
-    """
-    steps = checkpoint_steps(student_steps, len(checkpoints))
-    moved = {
-        step: checkpoint
-        for step, checkpoint in zip(steps, checkpoints, strict=True)
-        if squared_distance(start, checkpoint) > 0
-    }
-    return moved | {student_steps: target}
 
 
 def student_of(module: nn.Module, precision: str = "float32", *, compiled: bool = False) -> Student:

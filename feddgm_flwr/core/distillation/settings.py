@@ -57,11 +57,6 @@ class DistillConfig(Settings):
         "Through the whole unroll, or TESLA's with each step's start held constant.",
         paper="detached",
     )
-    distance: Literal["endpoint", "cosine"] = setting(
-        "endpoint",
-        "Between the student's way and the client's: squared distance of the end points in units "
-        "of the client's own, or one minus the cosine.",
-    )
     labels: Literal["hard", "soft"] = setting("hard", "One-hot, or learned label logits.")
     label_lr: float = setting(0.05, "Step on the label logits.", ge=0, only={"labels": ("soft",)})
     prior_weight: float = setting(
