@@ -13,7 +13,7 @@ from feddgm_flwr.federation.screening import SetAside, screen
 
 TEMPLATE = {"w": torch.zeros(2)}
 ASKED = {"m0": 4, "m1": 2, "m2": 9}
-EXPECTED = dict.fromkeys((4, 2, 9), messages.Expected(TEMPLATE, 3, 0, False, lambda extra: ""))
+EXPECTED = dict.fromkeys((4, 2, 9), messages.Expected(TEMPLATE, 3, False, lambda extra: ""))
 
 
 def question(number):
@@ -106,7 +106,7 @@ def test_what_the_method_finds_wrong_is_set_aside():
     def wrong(extra):
         return "" if extra.numbers == {"steps": 3} else "it must send 3"
 
-    expected = dict.fromkeys((4, 2), messages.Expected(TEMPLATE, 3, 0, False, wrong))
+    expected = dict.fromkeys((4, 2), messages.Expected(TEMPLATE, 3, False, wrong))
     good, bad = Extra(numbers={"steps": 3}), Extra(numbers={"steps": 4})
     got = screen([reply(0, 4, extra=good), reply(1, 2, extra=bad)], {"m0": 4, "m1": 2}, expected)
     assert [u.partition_id for u in got.updates] == [4]
@@ -122,7 +122,7 @@ def test_whatever_judging_meets_is_set_aside_with_its_kind():
     def wrong(extra):
         raise RecursionError("round and round")
 
-    expected = {4: messages.Expected(TEMPLATE, 3, 0, False, wrong), 2: EXPECTED[2]}
+    expected = {4: messages.Expected(TEMPLATE, 3, False, wrong), 2: EXPECTED[2]}
     got = screen([reply(0, 4), reply(1, 2)], {"m0": 4, "m1": 2}, expected)
     assert [u.partition_id for u in got.updates] == [2]
     [aside] = got.set_aside
