@@ -105,6 +105,8 @@ ENTRIES = (
           rounds=False),
     Entry("feddgm, half the clients half as wide", {"method": "feddgm",
           "surrogate.narrow-widths": "16"}, tuned_as=OURS),
+    Entry("feddgm, all half as wide", {"method": "feddgm", "surrogate.width": 16},
+          tuned_as=OURS),
     Entry("fedavg, all half as wide", {"method": "fedavg", "surrogate.width": 16},
           tuned_as="fedavg"),
     Entry("central", {"method": "fedavg", "data.partition": "iid", "rounds.fraction-train": 1.0},
