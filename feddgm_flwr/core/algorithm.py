@@ -129,12 +129,19 @@ def aggregates(
 
     A reply without another of its surrogate is left out, for its mean would be itself.
     """
-    own = {name: [u for u in updates if u.surrogate == name] for name in state.surrogates}
+    own = by_surrogate(updates, state)
     return [
         aggregate(own[name], sent, mean, partition_id=-index)
         for index, (name, sent) in enumerate(state.surrogates.items(), start=1)
         if len(own[name]) > 1
     ]
+
+
+def by_surrogate(
+    updates: Sequence[ClientUpdate], state: ServerState
+) -> dict[str, list[ClientUpdate]]:
+    """Return the replies of each surrogate's clients."""
+    return {name: [u for u in updates if u.surrogate == name] for name in state.surrogates}
 
 
 def distill_job(update: ClientUpdate, state: ServerState, shop: Workshop) -> DistillJob:
@@ -215,7 +222,7 @@ def mean_replies(
     state: ServerState, sound: Sequence[tuple[ClientUpdate, DistillJob]], mean: Mean
 ) -> dict[str, Params]:
     """Return the mean of each surrogate's replies; none for a surrogate without any."""
-    own = {name: [u for u, _ in sound if u.surrogate == name] for name in state.surrogates}
+    own = by_surrogate([u for u, _ in sound], state)
     return {name: mean.of(own[name], sent) for name, sent in state.surrogates.items() if own[name]}
 
 
@@ -257,8 +264,9 @@ def next_surrogates(
     The mean of its clients' replies has a share of it (``UnionConfig.aggregate_share``) in as much
     as these clients hold the images of all.
     """
-    everyone = sum(shop.mean.voices([u for u, _ in sound]))
-    union = with_replies_word([u for u, _ in sound], union, shop)
+    updates = [u for u, _ in sound]
+    everyone = sum(shop.mean.voices(updates))
+    union = with_replies_word(state, updates, union, shop)
     nexts = {}
     for name in state.surrogates:
         own = [s for s in sound if s[0].surrogate == name]
@@ -272,16 +280,17 @@ def next_surrogates(
 
 
 def with_replies_word(
-    updates: Sequence[ClientUpdate], union: SyntheticSet, shop: Workshop
+    state: ServerState, updates: Sequence[ClientUpdate], union: SyntheticSet, shop: Workshop
 ) -> SyntheticSet:
     """Return the union with what all replies, of every width, say of its images in its targets."""
     share = shop.union.teacher_share
     if shop.union.surrogate_update != "aggregate+synthetic" or not (share and updates and union):
         return union
     said, everyone = torch.zeros_like(union.targets), sum(shop.mean.voices(updates))
-    for name, learner in shop.learners.surrogates.items():
-        if own := [u for u in updates if u.surrogate == name]:
-            replies, weights = [u.params for u in own], shop.mean.voices(own)
+    for name, own in by_surrogate(updates, state).items():
+        if own:
+            learner, weights = shop.learners.surrogates[name], shop.mean.voices(own)
+            replies = [u.params for u in own]
             told = mixture(learner.module, replies, weights, union.images, device=learner.device)
             said += sum(weights) / everyone * told
     return replace(union, targets=union.targets.lerp(said, share))

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks/results"
 LABELS = {
     "FedDGM": "feddgm",
     "FedAvg": "fedavg",
