@@ -136,7 +136,12 @@ def _colours(lines: Sequence[Curve]) -> dict[str, str]:
 
 
 def dress(axes: "Axes") -> None:
-    """Give ``axes`` what every comparison's have: their measure, a grid, and no frame."""
+    """Give ``axes`` what every comparison's have: their measure, a grid, and no frame.
+
+    Call it when all is drawn: an interval of two seeds may reach beyond what an accuracy can be.
+    """
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0.0, low), min(100.0, high))
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -157,9 +162,10 @@ def _name_ends(axes: "Axes", lines: Sequence[Curve], colours: Mapping[str, str])
     """Write each name right of the axes at its line's last height, moved apart where they meet."""
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
-    ends = {line.name: (line.y[-1].mean - low) / (high - low) for line in lines}
+    heights = spread({line.name: (line.y[-1].mean - low) / (high - low) for line in lines})
+    above = max([0.0, *(height - 1.0 for height in heights.values())])  # there is the title
     for line in lines:
-        at, end = spread(ends)[line.name], (line.x[-1], line.y[-1].mean)
+        at, end = heights[line.name] - above, (line.x[-1], line.y[-1].mean)
         colour = colours[line.name]
         axes.annotate(
             line.name,
@@ -171,7 +177,13 @@ def _name_ends(axes: "Axes", lines: Sequence[Curve], colours: Mapping[str, str])
             color=colour,
             weight="bold" if line.name == OURS else "normal",
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.5, "linewidth": 0.6},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "alpha": 0.5,
+                "linewidth": 0.6,
+                "relpos": (0.0, 0.5),  # to the name, not through it
+            },
             annotation_clip=False,
         )
     axes.set_xlim(right=right)
