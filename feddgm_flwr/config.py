@@ -71,14 +71,24 @@ RENAMED = {
     },
 }
 """Keys of version 0.1.0 -> the present ones."""
-DELETED = {
-    "distill.replay-rounds": "images of earlier rounds in the union",
-    "union.replay-rounds": "images of earlier rounds in the union",
-    "distill.distance": "the angle as a distance",
-    "distill.candidates": "choosing among the prior's samples",
-    "client.checkpoints": "waypoints on a client's way",
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """A key that is gone: what it was, and the value under which a run was as runs are now."""
+
+    was: str
+    off: Scalar
+
+
+DELETED: Mapping[str, Deleted] = {
+    "distill.replay-rounds": Deleted("images of earlier rounds in the union", off=1),
+    "union.replay-rounds": Deleted("images of earlier rounds in the union", off=1),
+    "distill.distance": Deleted("the angle as a distance", off="endpoint"),
+    "distill.candidates": Deleted("choosing among the prior's samples", off=1),
+    "client.checkpoints": Deleted("waypoints on a client's way", off=0),
 }
-"""Keys of what was tried, was worth nothing (docs/results.md) and is gone -> what it was."""
+"""Keys of what was tried, was worth nothing (docs/results.md) and is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,7 +382,7 @@ def check_known(flat: Mapping[str, Scalar]) -> None:
     told = []
     for key in unknown:
         if key in DELETED:
-            told.append(f"{key} is gone ({DELETED[key]} was worth nothing; leave it out)")
+            told.append(f"{key} is gone ({DELETED[key].was} was worth nothing; leave it out)")
         elif key in RENAMED:
             told.append(f"{key} is now called {RENAMED[key]}")
         else:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from feddgm_flwr.config import may_differ
+from feddgm_flwr.config import DELETED, may_differ
 from feddgm_flwr.core.settings import Scalar
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.core.synthetic import Latents
@@ -168,16 +168,19 @@ def _read(path: Path) -> Checkpoint:
 def check_same_run(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> None:
     """Raise unless ``now`` goes on with the run that ``saved`` settings began.
 
+    A run of an earlier version may have a key that is gone since, where it was off.
+
     Raises
     ------
     ValueError
         A key that changes the numbers differs, or the run has fewer rounds than before.
     """
     rounds = "num-server-rounds"
+    gone = {key for key, deleted in DELETED.items() if saved.get(key) == deleted.off} - now.keys()
     differing = sorted(
         key
         for key in saved.keys() | now.keys()
-        if saved.get(key) != now.get(key) and key not in may_differ() | {rounds}
+        if saved.get(key) != now.get(key) and key not in may_differ() | gone | {rounds}
     )
     if int(now[rounds]) < int(saved[rounds]):
         differing.append(rounds)

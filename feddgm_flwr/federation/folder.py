@@ -6,7 +6,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
+try:
+    import safetensors.torch
+except ModuleNotFoundError as error:  # where only a device's half is installed
+    raise ModuleNotFoundError(
+        f"the ServerApp needs packages of which at least {error.name} is not installed; "
+        "run pip install 'feddgm-flwr[server]' on its machine",
+        name=error.name,
+    ) from error
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.images import ImageSpec

@@ -68,8 +68,16 @@ for kind, data in (("npz", folder / "own.npz"), ("folder", folder / "pictures"))
     assert trained.steps > 0
 for name in methods.names():
     method_of(name).client(RunConfig(method=name))
+
+try:
+    import server_app
+except ModuleNotFoundError as error:
+    print(error)
 """
-"""A device without what is ``absent``: it trains on a file and a folder of its own."""
+"""A device without what is ``absent``: it trains on a file and a folder of its own.
+
+It is no server, and says what it would need to be one.
+"""
 
 
 def named(name):
@@ -122,3 +130,5 @@ def test_a_device_works_where_nothing_else_is_installed(on_a_device, tmp_path):
     command = [sys.executable, "-c", AT_WORK, str(tmp_path), json.dumps(absent)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
+    assert "at least safetensors is not installed; run pip install" in ended.stdout
+    assert "feddgm-flwr[server]" in ended.stdout

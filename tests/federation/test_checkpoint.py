@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from feddgm_flwr.config import DELETED
 from feddgm_flwr.core.state import ServerState
 from feddgm_flwr.core.synthetic import Latents
 from feddgm_flwr.federation import checkpoint
@@ -164,6 +165,13 @@ def test_a_key_that_only_one_of_two_versions_has_is_a_difference():
         checkpoint.check_same_run(CONFIG, CONFIG | {"client.new": 1})
     with pytest.raises(ValueError, match=r"client.lr = None \(was 0.1\)"):
         checkpoint.check_same_run(CONFIG, {k: v for k, v in CONFIG.items() if k != "client.lr"})
+
+
+def test_a_key_that_is_gone_since_is_no_difference_where_it_was_off():
+    off = {key: deleted.off for key, deleted in DELETED.items()}
+    checkpoint.check_same_run(CONFIG | off, CONFIG)
+    with pytest.raises(ValueError, match=r"got client.checkpoints = None \(was 2\);"):
+        checkpoint.check_same_run(CONFIG | off | {"client.checkpoints": 2}, CONFIG)
 
 
 def test_the_prior_must_be_the_same():
