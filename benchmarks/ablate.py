@@ -1,6 +1,6 @@
 """The parts of our recipe on one experiment: each left out, each alone, and what is off by default.
 
-Claim: README, "Results". Options, storage and tables are those of ``compare.py``, whose tuned
+Claim: docs/results.md. Options, storage and tables are those of ``compare.py``, whose tuned
 settings all rows share; the rows stand in ``comparing/parts.py``.
 
     python benchmarks/ablate.py --preset cifar10-small --data PACK.npz --seeds 0 1 2

@@ -1,7 +1,7 @@
 """One whole round at the paper's size, phase by phase, on a GPU or in small on a CPU.
 
-Claim: docs/speed.md. CIFAR-10, Dirichlet 0.1, the authors' settings (``recipe = "paper"``): local
-training of all clients, distillation client by client, the surrogate's and the global model's
+No document reports it yet. CIFAR-10, Dirichlet 0.1, the authors' settings (``recipe = "paper"``):
+local training of all clients, distillation client by client, the surrogate's and the global model's
 training on the union. Prints a table and writes JSON: seconds of each phase and of each client's
 distillation, peak memory, a GPU's utilisation as nvidia-smi tells it, accuracies, the machine.
 

@@ -25,7 +25,8 @@ TRY_FIRST = {
 HEAD = f"""# Every setting
 
 Set them with `flwr run . --run-config "distill.iterations=50 seed=1"` or with a TOML file
-(`conf/` has one for each reported experiment). Where to begin:
+(`conf/` has examples; what the README compares are presets of `benchmarks/compare.py`).
+Where to begin:
 
 {chr(10).join(f"- `{key}`: {what}" for key, what in TRY_FIRST.items())}
 

@@ -2,16 +2,20 @@
 
 import hashlib
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``; a crash leaves the old file or the new one."""
+    """Replace ``path`` by ``data``; a crash leaves the old file or the new one.
+
+    Of several who write it at a time the last one wins, whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -302,7 +302,9 @@ def test_every_key_of_the_first_version_is_known_or_renamed():
 @pytest.mark.parametrize("key", DELETED)
 def test_a_deleted_key_is_told_why_it_is_gone(key):
     assert key not in {*KNOWN, *RENAMED}
-    assert f"{key} is gone ({DELETED[key].was} was worth nothing; leave it out);" in complaint({key: 1})
+    assert f"{key} is gone ({DELETED[key].was} was worth nothing; leave it out);" in complaint(
+        {key: 1}
+    )
 
 
 def test_all_unknown_keys_are_told_at_once():

@@ -374,5 +374,5 @@ def test_what_noise_does_not_cover_is_refused(said, sentence):
 def test_without_the_accountant_no_private_run_begins(tmp_path, monkeypatch):
     monkeypatch.setattr("feddgm_flwr.core.accounting.find_spec", lambda name: None)
     config = RunConfig.from_run_config({"privacy.noise-multiplier": 1.0})
-    with pytest.raises(ValueError, match=r"install 'feddgm-flwr\[privacy\]'"):
+    with pytest.raises(ValueError, match=r"install '\.\[privacy\]'"):
         Ledger(dataclasses.replace(config), tmp_path)

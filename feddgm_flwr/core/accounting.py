@@ -33,7 +33,8 @@ def need_accountant() -> None:
     if find_spec("opacus") is None:
         raise ValueError(
             "privacy.noise-multiplier must be 0 where package opacus, which counts what is spent, "
-            "is not installed; run pip install 'feddgm-flwr[privacy]' on the ServerApp's machine"
+            "is not installed; run pip install '.[privacy]' in the project's folder, where the "
+            "ServerApp runs"
         )
 
 

@@ -11,7 +11,7 @@ try:
 except ModuleNotFoundError as error:  # where only a device's half is installed
     raise ModuleNotFoundError(
         f"the ServerApp needs packages of which at least {error.name} is not installed; "
-        "run pip install 'feddgm-flwr[server]' on its machine",
+        "run pip install '.[server]' in the project's folder, where the ServerApp runs",
         name=error.name,
     ) from error
 

@@ -193,7 +193,8 @@ def load_pipeline(config: PriorConfig, device: torch.device) -> DiffusionPipelin
         raise ValueError(
             f"prior.path must be a hub id or folder of a diffusers pipeline, got {config.path!r},"
             f" which does not load ({type(error).__name__}: {one_line(error)}); fetch it anew, or"
-            " pip install what it needs (text-to-image: feddgm-flwr[pipelines])"
+            " install what it needs (text-to-image: pip install '.[pipelines]' in the project's"
+            " folder)"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -131,4 +131,4 @@ def test_a_device_works_where_nothing_else_is_installed(on_a_device, tmp_path):
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert "at least safetensors is not installed; run pip install" in ended.stdout
-    assert "feddgm-flwr[server]" in ended.stdout
+    assert "pip install '.[server]'" in ended.stdout

@@ -1,6 +1,7 @@
 """Laws of result.json, its table and its pictures."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -82,6 +83,21 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"], "half a file fills a full disk"
+
+
+def test_who_writes_the_same_file_meanwhile_disturbs_nobody(tmp_path, monkeypatch):
+    path, really, others = tmp_path / "file", os.fsync, [b"another's"]
+
+    def slow(descriptor):
+        if others:
+            write_atomically(path, others.pop())
+            assert path.read_bytes() == b"another's"
+        really(descriptor)
+
+    monkeypatch.setattr("os.fsync", slow)
+    write_atomically(path, b"mine")
+    assert path.read_bytes() == b"mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_table_has_a_row_a_round_and_a_column_a_run(tmp_path, capsys):

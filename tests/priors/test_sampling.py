@@ -26,7 +26,7 @@ LABELS = {3: "tench, Tinca tinca", 7: "golf ball"}
 CLASSES = ("golf ball", "Tench")
 
 needs_text = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None, reason="pip install feddgm-flwr[pipelines]"
+    importlib.util.find_spec("transformers") is None, reason="pip install '.[pipelines]'"
 )
 
 
@@ -255,4 +255,4 @@ def test_without_what_text_needs_the_remedy_is_told(tmp_path):
     index["_class_name"] = "StableDiffusionPipeline"
     index |= {"text_encoder": ["transformers", "CLIPTextModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    assert "feddgm-flwr[pipelines]" in refused(tmp_path)
+    assert "pip install '.[pipelines]'" in refused(tmp_path)
