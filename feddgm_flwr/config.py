@@ -160,14 +160,18 @@ class RunConfig(Settings):
                 f"client.loss must be {ClientConfig.loss!r} under method = {self.method!r}, whose "
                 f"clients have a loss of its own, got {loss!r}; change one of the two with -c"
             )
-
+        if self.union.examine and self.only_means:
+            raise ValueError(
+                "union.examine must be false under distill.of = 'aggregate', where no single reply "
+                "is looked at, got True; change one of the two with -c"
+            )
         if self.privacy.on:
             self._check_private()
 
     @property
     def may_leave_no_gradient(self) -> bool:
         """Whether a client of one class may end where it began, by the loss that it descends."""
-        return self.client.loss == "balanced-softmax" or methods.has_own_loss(self.method)
+        return self.client.loss == "balanced-softmax" or methods.may_stay(self.method)
 
     def _check_private(self) -> None:
         """Check that clients send nothing but what noise covers."""
@@ -292,11 +296,17 @@ class RunConfig(Settings):
 
     def idle(self) -> tuple[str, ...]:
         """Return the keys of all sections that the method does not read."""
-        idle = set(methods.sections()) - set(methods.registered(self.method).settings)
+        method = methods.registered(self.method)
+        idle = set(methods.sections()) - set(method.settings)
         if not self.makes_images:
             idle |= {DistillConfig, UnionConfig}
             idle |= set() if self.needs_prior else {PriorConfig, StartConfig, GlobalModelConfig}
-        return tuple(key for key, declared in settings().items() if declared.section in idle)
+        read = READ_BY_START if self.starts_from_prior else ()
+        return tuple(
+            key
+            for key, declared in settings().items()
+            if (declared.section in idle and key not in read) or key in method.unread
+        )
 
     def _tree(self, section: type[Settings]) -> Settings:
         if section is RunConfig:
@@ -310,6 +320,11 @@ def said_keys(flat: Mapping[str, Scalar]) -> tuple[str, ...]:
     return tuple(key for key, value in flat.items() if value != AUTO)
 
 
+READ_BY_START = tuple(
+    f"{UnionConfig.section}.{name}"
+    for name in ("momentum", "weight-decay", "batch-size", "augment", "prior-images-per-class")
+)
+"""How the surrogate learns from the prior's samples at the start, under methods without a union."""
 STATIC: tuple[type[Settings], ...] = tuple(
     hint
     for hint in hints_of(RunConfig).values()

@@ -101,20 +101,6 @@ def test_every_width_has_a_mean_of_its_own(distilled):
     ]
 
 
-def test_means_are_not_examined_as_clients_are(monkeypatch):
-    """Of three widths there are three means, as many as would be judged."""
-
-    def examined(*of):
-        raise AssertionError("a mean was compared with other means")
-
-    monkeypatch.setattr("feddgm_flwr.core.algorithm.gains", examined)
-    server = toy.server(**ALONE, union__examine=True, surrogate__narrow_widths="4,2")
-    state, _ = toy.federation(server)
-    updates = [toy.update(server, state, i, toy.images([i % 3] * 8, i)) for i in range(6)]
-    _, report = apply_round(state, updates, server.shop, emit=quiet)
-    assert [d.partition_id for d in report.distilled] == [-1, -2, -3]
-
-
 def test_an_aggregates_address_is_one_of_its_own():
     at = [derive_seed(0, "latents", 1, who) for who in (-2, -1, 0, 1)]
     assert len(set(at)) == 4

@@ -10,6 +10,7 @@ from toy import quiet, same
 
 from feddgm_flwr.build import first_state
 from feddgm_flwr.core.algorithm import (
+    PROVED,
     VELOCITIES,
     apply_round,
     distill_job,
@@ -23,6 +24,7 @@ from feddgm_flwr.core.lessons import Lessons
 from feddgm_flwr.core.models import HEAD, SURROGATE
 from feddgm_flwr.core.params import all_finite, load_params, weighted_mean
 from feddgm_flwr.core.seeding import derive
+from feddgm_flwr.core.start import IMAGES_PER_CLASS
 from feddgm_flwr.events import PhaseEnd, PhaseStart, Trained, TrainingFailed
 
 
@@ -69,14 +71,25 @@ def test_only_owned_classes_are_distilled_unless_all_are_asked_for():
         assert [d.classes for d in report.distilled] == expected
 
 
-def test_what_one_round_proved_stays_proven():
-    server = toy.server()
+def test_what_is_distilled_changes_nothing_of_who_owns_what():
+    for said in ("owned", "all"):
+        server = toy.server(distill__classes=said)
+        state, updates = toy.federation(server)
+        jobs = [distill_job(u, state, server.shop) for u in updates]
+        assert [job.owned for job in jobs] == [(0, 1), (2,)]
+        after, _ = apply_round(state, updates, server.shop, emit=quiet)
+        assert after.memory[PROVED] == {0: (0, 1), 1: (2,)}
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_what_one_round_proved_stays_proven(warm):
+    server = toy.server(distill__warm_start=warm)
     state, updates = toy.federation(server)
     after, _ = apply_round(state, updates[:1], server.shop, emit=quiet)
     # A reply that owns class c alone, of the client that proved a and b before.
     reply = toy.update(server, after, 0, toy.images([2] * 12))
     assert set(distill_job(reply, after, server.shop).images_per_class) == {0, 1, 2}
-    forgotten = dataclasses.replace(after, latents={})
+    forgotten = dataclasses.replace(after, memory={})
     assert set(distill_job(reply, forgotten, server.shop).images_per_class) == {2}
 
 
@@ -298,12 +311,23 @@ def test_warm_start_goes_on_from_the_last_rounds_latents():
     assert losses[True] < losses[False]
 
 
+def test_latents_of_a_client_that_is_not_heard_again_stay_as_they_are():
+    server = toy.server()
+    state, updates = toy.federation(server)
+    first, _ = apply_round(state, updates[:1], server.shop, emit=quiet)
+    second, _ = apply_round(first, toy.replies(server, first)[1:], server.shop, emit=quiet)
+    assert sorted(second.latents) == [0, 1]
+    assert second.latents[0] is first.latents[0]
+
+
 def test_weights_by_examples_let_n_i_speak():
     server = toy.server(union__weight_by_examples=True)
     state, updates = toy.federation(server)
     _, report = apply_round(state, updates, server.shop, emit=quiet)
     totals = [float(report.fresh.weights[report.fresh.owner == i].sum()) for i in (0, 1)]
-    assert totals == [24.0, 12.0]
+    assert totals[0] == pytest.approx(2 * totals[1])  # 24 and 12 examples
+    # As much as the prior's images, however many examples all clients have together.
+    assert float(report.fresh.weights.mean()) == pytest.approx(1)
 
 
 def test_every_global_model_learns_from_the_same_union():
@@ -350,6 +374,28 @@ def test_larger_models_of_two_kinds_hear_the_surrogate_and_the_replies(knows, mo
     assert same(plain.surrogate, after.surrogate)
 
 
+def test_every_round_and_every_seed_rehearses_and_asks_about_samples_of_its_own(monkeypatch):
+    heard = []
+
+    def noted(pools, spec, leaves):
+        heard.append(pools)
+        return Lessons(pools, spec, leaves)
+
+    monkeypatch.setattr("feddgm_flwr.core.algorithm.Lessons", noted)
+    said = {"union__prior_images_per_class": IMAGES_PER_CLASS, "union__epochs": 0}
+    said |= {"global_model__names": "convnet", "global_model__steps": 1}
+    for seed, past in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        server = toy.under(toy.server(seed=seed, **said), toy.Telling())
+        state = first_state(server.config, server.tools, quiet)
+        apply_round(dataclasses.replace(state, server_round=past), [], server.shop, emit=quiet)
+    one, next_round, other_seed, again = heard
+    assert same(one, again)
+    for rehearsed_or_asked in (0, 1):
+        for other in (next_round, other_seed):
+            assert not same(one[rehearsed_or_asked], other[rehearsed_or_asked])
+    assert not same(*one), "what it learned from is not what it is asked about"
+
+
 def test_teachers_are_the_next_surrogate_and_the_replies_by_their_examples():
     server = toy.server(global_model__names="convnet", global_model__replies_share=0.25)
     state, updates = toy.federation(server)
@@ -390,7 +436,7 @@ def test_what_a_method_remembers_is_left_alone():
     state = dataclasses.replace(state, memory=memory)
     after = apply_round(state, updates, server.shop, emit=quiet)[0].memory
     assert after["control"] is memory["control"]
-    assert set(after) == {"control", VELOCITIES}
+    assert set(after) == {"control", PROVED, VELOCITIES}
 
 
 def test_features_move_by_the_mean_and_a_share_of_their_last_movement():
@@ -420,7 +466,7 @@ def test_velocity_stays_where_nobody_replied_and_without_momentum_there_is_none(
     assert alone.memory == first.memory
     still = dataclasses.replace(server.shop.union, server_momentum=0.0)
     shop = dataclasses.replace(server.shop, union=still)
-    assert apply_round(state, updates, shop, emit=quiet)[0].memory == {}
+    assert VELOCITIES not in apply_round(state, updates, shop, emit=quiet)[0].memory
 
 
 def test_the_rounds_phases_are_told_in_order_and_of_the_round_that_is_made():

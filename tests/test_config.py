@@ -84,6 +84,8 @@ SPECIAL = {
     "feddf.images": st.sampled_from(["prior", "/data/x"]),
     "client.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
     "server.device": st.sampled_from(["auto", "cpu", "cuda:0"]),
+    "server.clip-examples": st.just(0.0) | st.floats(1, 1e6),
+    "server.clip-movement": st.just(0.0) | st.floats(1, 1e6),
 }
 AUGMENTS = st.lists(st.sampled_from(sorted(DRAWS)), unique=True).map("_".join)
 
@@ -117,6 +119,8 @@ def readable(flat: dict[str, object]) -> dict[str, object]:
     if not methods.takes_mean(whole["method"]):
         unread = ("server.aggregate", "server.trim")
         flat = {key: value for key, value in flat.items() if key not in unread}
+    if whole["distill.of"] == "aggregate":
+        flat = {key: value for key, value in flat.items() if key != "union.examine"}
     if methods.has_own_loss(whole["method"]):
         flat = {key: value for key, value in flat.items() if key != "client.loss"}
     if not methods.trains_plainly(whole["method"]):
@@ -648,6 +652,31 @@ def test_every_experiment_file_is_a_valid_run(file):
 
 
 @pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"server.clip-examples": 0.5}, "server.clip-examples must be 0 or at least 1, got 0.5"),
+        ({"server.clip-movement": 0.9}, "server.clip-movement must be 0 or at least 1, got 0.9"),
+        (
+            {"union.examine": True, "distill.of": "aggregate"},
+            "union.examine must be false under distill.of = 'aggregate'",
+        ),
+        (
+            {"method": "feddm", "client.loss": "balanced-softmax"},
+            "client.loss must be 'cross-entropy' under method = 'feddm'",
+        ),
+    ],
+)
+def test_what_could_only_do_harm_or_nothing_is_refused(said, sentence):
+    assert complaint(said).startswith(sentence)
+
+
+def test_only_where_a_client_of_one_class_has_no_gradient_it_may_stay():
+    may = [m for m in methods.names() if build(method=m).may_leave_no_gradient]
+    assert may == ["fedlc"]
+    assert build(client__loss="balanced-softmax").may_leave_no_gradient
+
+
+@pytest.mark.parametrize(
     ("said", "idle"),
     [
         ({}, ()),
@@ -658,6 +687,10 @@ def test_every_experiment_file_is_a_valid_run(file):
         ({"prior__kind": "pixel", "method": "krum"}, ("prior.kind",)),
         ({"prior__kind": "pixel", "method": "krum", "start__weights": "prior"}, ()),
         ({"recipe": "paper", "method": "fedavg"}, ()),
+        ({"method": "fedavg", "union__momentum": 0.5}, ("union.momentum",)),
+        ({"method": "fedavg", "union__momentum": 0.5, "start__weights": "prior"}, ()),
+        ({"method": "fedavg", "union__lr": 0.5, "start__weights": "prior"}, ("union.lr",)),
+        ({"method": "feddm", "client__epochs": 9, "client__augment": "flip"}, ("client.epochs",)),
     ],
 )
 def test_what_a_method_does_not_read_is_named(said, idle):

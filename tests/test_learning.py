@@ -167,6 +167,18 @@ def test_training_that_diverges_keeps_the_weights_and_says_why():
     assert not any(isinstance(e, Trained) for e in events)
 
 
+@pytest.mark.parametrize(("images", "batch"), [(1, 64), (12, 1)])
+def test_batch_norm_learns_nothing_of_a_single_image_and_says_so(images, batch):
+    events, one = [], learner("resnet18", batch_size=batch)
+    start = weights_of(one)
+    assert same(learn(one, start, lessons(images), emit=events.append), start)
+    assert [type(e) for e in events] == [TrainingFailed]
+    assert "at least 2 images" in events[0].reason
+    plain = learner(batch_size=batch)
+    start = weights_of(plain)
+    assert not same(learn(plain, start, lessons(images)), start)
+
+
 def test_no_images_leave_the_weights_and_tell_nothing():
     events, one = [], learner()
     start = weights_of(one)

@@ -1,5 +1,6 @@
-"""A device's half of a round: where training ends, and what it passed on the way."""
+"""A device's half of a round: where training ends."""
 
+import pytest
 import torch
 import toy
 
@@ -56,12 +57,14 @@ def test_no_epochs_stay_at_the_start():
     assert still.steps == 0
 
 
-def test_a_rule_bends_the_walk():
+@pytest.mark.parametrize("loss", ["cross-entropy", "balanced-softmax"])
+def test_a_rule_bends_the_walk(loss):
     def stay(parameters):
         for p in parameters:
             p.grad.zero_()
 
-    assert toy.same(walked(rule=Rule(stay)).params, params_of(model()))
+    assert toy.same(walked(rule=Rule(stay), loss=loss).params, params_of(model()))
+    assert not toy.same(walked(loss=loss).params, params_of(model()))
 
 
 def test_what_comes_back_is_not_the_scratch_space():

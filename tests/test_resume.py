@@ -79,7 +79,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, tmp_path):
         "rounds__fraction_train": 0.67,
         "distill__labels": "soft",
         "global_model__names": "convnet",
-        "global_model__epochs": 1,
+        "global_model__steps": 20,
     }
     whole = run(tmp_path / "whole", **how)
     with pytest.raises(KeyboardInterrupt):
@@ -234,7 +234,7 @@ def test_a_machine_with_other_cores_goes_on_with_the_same_run(tmp_path):
         code = (
             "from pathlib import Path; import sys; from inprocess_run import run; "
             f"run(Path(sys.argv[1]), clients=2, num_server_rounds={rounds}, resume={resume}, "
-            "global_model__names='convnet', global_model__epochs=1)"
+            "global_model__names='convnet', global_model__steps=20)"
         )
         env = {**os.environ, "OMP_NUM_THREADS": str(cores), "PYTHONPATH": str(HERE)}
         command = [sys.executable, "-c", code, str(folder)]

@@ -6,12 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddgm_flwr.core.params import weighted_mean
+from feddgm_flwr.core.params import distance, weighted_mean
 from feddgm_flwr.core.robust import (
     Cut,
     Limits,
     Mean,
-    distance,
     geometric_median,
     within_limits,
     within_median,
@@ -104,7 +103,7 @@ def test_the_plain_mean_weighs_by_examples_and_the_others_do_not():
 @settings(deadline=None, max_examples=50)
 def test_no_count_is_above_its_multiple_and_those_below_stay(counts, lie):
     got = within_median([*counts, lie], 10.0)
-    most = 10 * np.median([*counts, lie])
+    most = 10 * np.median([n for n in (*counts, lie) if n])
     assert max(got) <= most
     assert all(g == min(n, int(most)) for g, n in zip(got, [*counts, lie], strict=True))
 
@@ -149,3 +148,17 @@ def test_each_width_has_a_median_of_its_own_and_replies_without_parameters_pass(
     sent = {"surrogate": wide, "surrogate-16": wide}
     got, cuts = within_limits([*near, *far, *silent], sent, Limits(0.0, 5.0))
     assert (got, cuts) == ([*near, *far, *silent], [])
+
+
+def test_who_stays_where_it_began_says_nothing_of_how_far_to_go():
+    limits, sent = Limits(0.0, 5.0), {"surrogate": START}
+    moved = replies(4, scale=0.01)
+    told = updates([START] * 5 + moved, [10] * 9)
+    assert within_limits(told, sent, limits) == (told, [])
+    far = {k: v + 1e3 for k, v in START.items()}
+    got, cuts = within_limits([*told, ClientUpdate(9, far, 10)], sent, limits)
+    assert [c.partition_id for c in cuts] == [9]
+    usual = np.median([*(distance(START, p) for p in moved), distance(START, far)])
+    assert distance(START, got[9].params) == pytest.approx(5 * usual, rel=1e-4)
+    few = [START] * 3 + moved[:2]
+    assert distance(Mean("clipped")(few, [1] * 5, START), Mean()(few, [1] * 5, START)) == 0

@@ -95,6 +95,14 @@ def test_the_start_trains_as_long_and_as_fast_as_its_own_settings_say():
     assert same(unmoved, state)
 
 
+def test_the_start_takes_more_samples_where_the_union_has_more():
+    for count, taken in ((IMAGES_PER_CLASS + 3, IMAGES_PER_CLASS + 3), (3, IMAGES_PER_CLASS)):
+        events, said = [], {"union__prior_images_per_class": count, "start__epochs": 1}
+        server = toy.server(start__weights="prior", **said)
+        start(toy.under(server, toy.Telling()), events.append)
+        assert [e.images for e in events if isinstance(e, Trained)] == [3 * taken]
+
+
 def test_no_epochs_leave_fresh_weights():
     server = toy.server(**PRIOR, start__epochs=0, start__global_model_epochs=0)
     assert same(start(toy.under(server, toy.Telling())), fresh(server))

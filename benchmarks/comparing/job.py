@@ -86,7 +86,7 @@ class Job:
         """Return the job; rows that cannot be run are left out, with a line each."""
         said = said or {}
         where = {} if prior is None else {"prior.path": str(prior.resolve())}
-        preset = preset.with_said({**where, **said})
+        preset = preset.with_said(where).with_trial(said)
         images = prepared(preset, "report", data, out / "data")
         config = RunConfig.from_run_config({**preset.common, **images.said})
         knows = build_prior(config.prior, spec_of(config.data)).conditional

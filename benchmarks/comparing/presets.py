@@ -45,6 +45,8 @@ class Preset:
         Whether it says how clients train, so that no row's grid tries anything of theirs.
     shares_training
         Whether clients whose training is the same under several methods train once for all.
+    trial
+        What all methods are told beside, whatever was tuned.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Preset:
     said: Said = field(default_factory=dict)
     fixes_clients: bool = False
     shares_training: bool = False
+    trial: Said = field(default_factory=dict)
 
     @property
     def common(self) -> dict[str, Scalar]:
@@ -67,6 +70,7 @@ class Preset:
             "start.control": False,
             **known,
             **self.said,
+            **self.trial,
         }
 
     def tunable(self, tried: Said) -> dict[str, Scalar]:
@@ -76,6 +80,21 @@ class Preset:
     def with_said(self, said: Said) -> "Preset":
         """Return the same experiment with more settings for all."""
         return replace(self, said={**self.said, **said})
+
+    def with_trial(self, trial: Said) -> "Preset":
+        """Return the same experiment on trial of other settings.
+
+        Raises
+        ------
+        ValueError
+            One of them is not told by ``--set``.
+        """
+        if elsewhere := sorted({*trial} & {*DIVISIONS, "seed"}):
+            raise ValueError(
+                f"--set cannot tell {', '.join(elsewhere)}; say --alpha, --classes-per-client or "
+                "--seeds"
+            )
+        return replace(self, trial=trial)
 
     def with_rounds(self, rounds: int | None) -> "Preset":
         """Return the same experiment with other ``rounds``; None leaves them."""

@@ -4,6 +4,7 @@ The highest mean accuracy over the rounds wins; a diverged run wins never, a tie
 """
 
 import json
+import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from comparing.store import Record
 from comparing.units import TUNING_SEED, Unit
 from feddgm_flwr.files import write_atomically
 
+logger = logging.getLogger(__name__)
+
 FILE = "tuned.json"
 
 
@@ -27,7 +30,10 @@ def score(record: Record) -> float:
 
 
 def chosen(units: Sequence[Unit], records: Mapping[str, Record]) -> dict[str, dict[str, Any]]:
-    """Return label -> its choice and all that was tried; of rows whose grids are finished only."""
+    """Return label -> its choice and all that was tried, of rows whose grids are finished.
+
+    A row that diverged whatever was tried has no choice.
+    """
     found: dict[str, dict[str, Any]] = {}
     for label in dict.fromkeys(unit.label for unit in units):
         grid = [unit for unit in units if unit.label == label]
@@ -35,6 +41,9 @@ def chosen(units: Sequence[Unit], records: Mapping[str, Record]) -> dict[str, di
             continue
         scores = [score(records[unit.name]) for unit in grid]
         best = scores.index(max(scores))
+        if not math.isfinite(scores[best]):
+            logger.warning("%s diverged whatever was tried: give it another grid", label)
+            continue
         found[label] = {
             "chosen": grid[best].tried,
             "grid": [

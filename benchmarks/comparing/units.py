@@ -88,7 +88,8 @@ def unit_of(
     seed: int,
     tried: Said,
 ) -> Unit:
-    """Return one run of ``entry``."""
+    """Return one run of ``entry``; of what was ``tried`` a trial's own word takes the place."""
+    tried = {key: value for key, value in tried.items() if key not in preset.trial}
     said = {**preset.common, **images.said, **division, **tried, **entry.wanted, "seed": seed}
     if said["data.partition"] == "iid":
         for key in DIVISIONS[1:]:

@@ -34,6 +34,8 @@ from feddgm_flwr.events import ClientDisbelieved, Emit
 
 VELOCITIES = "velocities"
 """What ``ServerState.memory`` calls the surrogates' velocities, by the surrogate's name."""
+PROVED = "proved-classes"
+"""What it calls the classes that clients proved to own, by partition id."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def apply_round(
 
     # Step 4: the multi-modal union of all clients' images.
     parts = [as_set(u, r, shop.union) for u, _, r in believed]
-    fresh = SyntheticSet.concat([SyntheticSet.empty(shop.bench.spec), *parts])
+    fresh = SyntheticSet.concat([SyntheticSet.empty(shop.bench.spec), *parts]).of_mean_weight()
     union = SyntheticSet.concat([fresh, rehearsal_set(shop, server_round)])
     if shop.union.balance_classes:
         union = union.balanced()
@@ -109,13 +111,15 @@ def apply_round(
         models = next_global_models(state, surrogates[SURROGATE], sound, union, shop, emit)
     kept = {u.partition_id: r.latents for u, _, r in believed if r.latents is not None}
     latents = state.latents | kept if shop.bench.config.warm_start else {}
+    memory = {**state.memory, PROVED: all_proved(state, [j for _, j, _ in believed])}
+    memory |= {VELOCITIES: velocities} if velocities else {}
     return (
         ServerState(
             server_round,
             surrogates.pop(SURROGATE),
             models,
             latents,
-            {**state.memory, VELOCITIES: velocities} if velocities else state.memory,
+            memory,
             narrow=surrogates,
         ),
         RoundReport(reports, fresh),
@@ -146,27 +150,37 @@ def by_surrogate(
 
 def distill_job(update: ClientUpdate, state: ServerState, shop: Workshop) -> DistillJob:
     """Return what distillation needs of one client's reply."""
-    config, sent = shop.bench.config, state.surrogates[update.surrogate]
-    old = state.latents.get(update.partition_id)
-    if config.classes == "all" or (config.of == "aggregate" and update.label_counts is None):
-        # A mean proves nothing: a class's owners raise its row, and all others press it down.
-        classes = set(range(shop.bench.num_classes))
-    else:
-        # By what it claims, however little of that counts: more steps only make the proof stricter.
-        shrink = decay_bound(shop.client, max(update.claimed, update.num_examples))
-        classes = set(owned_classes(sent, update.params, update.label_counts, shrink=shrink))
-        # What one round proved stays proven.
-        classes |= set() if old is None else set(old.labels.tolist())
+    config, owned = shop.bench.config, proved_classes(update, state, shop)
+    classes = range(shop.bench.num_classes) if config.classes == "all" else owned
     return DistillJob(
         partition_id=update.partition_id,
         server_round=state.server_round + 1,
         seed=shop.seed,
-        start=sent,
+        start=state.surrogates[update.surrogate],
         target=update.params,
-        images_per_class=dict.fromkeys(sorted(classes), config.images_per_class),
-        latents=old,
+        images_per_class=dict.fromkeys(classes, config.images_per_class),
+        latents=state.latents.get(update.partition_id),
         surrogate=update.surrogate,
+        owned=owned,
     )
+
+
+def proved_classes(update: ClientUpdate, state: ServerState, shop: Workshop) -> tuple[int, ...]:
+    """Return the classes that a reply, or an earlier one of its client, proves owned."""
+    if shop.bench.config.of == "aggregate" and update.label_counts is None:
+        # A mean proves nothing: a class's owners raise its row, and all others press it down.
+        return tuple(range(shop.bench.num_classes))
+    # By what it claims, however little of that counts: more steps only make the proof stricter.
+    shrink = decay_bound(shop.client, max(update.claimed, update.num_examples))
+    sent = state.surrogates[update.surrogate]
+    now = owned_classes(sent, update.params, update.label_counts, shrink=shrink)
+    before = state.memory.get(PROVED, {}).get(update.partition_id, ())
+    return tuple(sorted({*now, *before}))
+
+
+def all_proved(state: ServerState, jobs: Sequence[DistillJob]) -> dict[int, tuple[int, ...]]:
+    """Return what clients proved in this round or before; what one round proved stays proven."""
+    return {**state.memory.get(PROVED, {}), **{job.partition_id: job.owned for job in jobs}}
 
 
 def borne_out(
@@ -176,12 +190,12 @@ def borne_out(
     emit: Emit,
 ) -> list[tuple[ClientUpdate, DistillJob, DistillResult]]:
     """Return the replies that the others' images bear out, and tell which do not."""
-    if not shop.union.examine or shop.bench.config.of == "aggregate":
+    if not shop.union.examine:
         return everything
     witnesses = [
         Witness(
             u,
-            j.images_per_class,
+            j.owned,
             state.surrogates[u.surrogate],
             shop.of(u.surrogate).learners.surrogate.module,
         )
@@ -196,7 +210,7 @@ def borne_out(
 
 
 def as_set(update: ClientUpdate, result: DistillResult, config: UnionConfig) -> SyntheticSet:
-    """Return one client's images; they weigh as many examples as the client has, or 1 each."""
+    """Return one client's images; together they weigh as its examples do, or 1 each."""
     n = len(result.images)
     weight = update.num_examples / n if config.weight_by_examples and n else 1.0
     return SyntheticSet(
@@ -320,7 +334,7 @@ def next_surrogate(
     if config.surrogate_update == "aggregate":
         return mean
     replies, weights = [u.params for u, _ in sound], shop.mean.voices([u for u, _ in sound])
-    owned = [job.images_per_class for _, job in sound]
+    owned = [job.owned for _, job in sound]
     start = mean
     if config.classifier_mean == "owners":
         start = mean_of_owners(mean, replies, weights, owned, state.surrogate, shop.mean)

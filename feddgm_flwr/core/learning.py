@@ -20,11 +20,12 @@ from feddgm_flwr.core.models import GLOBAL_MODELS, SURROGATE
 from feddgm_flwr.core.settings import Settings, Words, restated, setting
 from feddgm_flwr.core.synthetic import SyntheticSet
 from feddgm_flwr.core.telling import Pace
-from feddgm_flwr.core.training import TrainConfig, finite, train
+from feddgm_flwr.core.training import TrainConfig, finite, has_batch_norm, train
 from feddgm_flwr.events import Emit, Trained, TrainingFailed, TrainProgress
 
 EPOCH = 50
 """Steps of a model that listens, after which it is told how far it is."""
+ALONE = "batch norm needs at least 2 images a batch, got 1"
 OnEpoch = Callable[[int, float], None]
 """Called with the epochs done and the last one's mean loss."""
 
@@ -252,8 +253,8 @@ class Learner:
     ) -> dict[str, Tensor]:
         """Return ``weights`` after training on ``lessons``.
 
-        They stay as they are where there are no images, and where training diverges, which is
-        told, never raised.
+        They stay as they are where there are no images, and where training diverges or batch norm
+        finds a single one, which is told, never raised.
 
         Parameters
         ----------
@@ -261,6 +262,9 @@ class Learner:
             Name of the submodule that learns, all else staying; "" for the whole model.
         """
         if not len(lessons):
+            return dict(weights)
+        if min(len(lessons), self.config.batch_size) < 2 and has_batch_norm(self.module):
+            emit(TrainingFailed(round=server_round, model=self.name, reason=ALONE))
             return dict(weights)
         importance = lessons.weights / lessons.weights.mean()
 

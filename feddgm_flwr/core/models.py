@@ -1,4 +1,4 @@
-"""The surrogate ConvNet and the global models, on images in [0, 1] of 28 to 128 pixels.
+"""The surrogate ConvNet and the global models, on images in [0, 1] of 16 to 128 pixels.
 
 Every model normalises in its own first layer, by constants that are not among its
 weights. None uses dropout, whose masks would come from global randomness. What

@@ -47,6 +47,12 @@ def squared_distance(a: Params, b: Params) -> Float[Tensor, ""]:
     return torch.stack([(a[k] - b[k]).square().sum() for k in a]).sum()
 
 
+def distance(a: Params, b: Params) -> float:
+    """Return the Euclidean distance, summed in float64: a lie may be beyond float32's squares."""
+    wide = ({k: v.double() for k, v in p.items()} for p in (a, b))
+    return math.sqrt(float(squared_distance(*wide)))
+
+
 def weighted_mean(many: Sequence[Params], weights: Sequence[float | int]) -> Params:
     """Return ``sum_i w_i params_i / sum_i w_i`` (FedAvg's aggregate)."""
     total = float(sum(weights))

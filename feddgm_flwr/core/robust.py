@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from feddgm_flwr.core.params import Params, squared_distance, weighted_mean
+from feddgm_flwr.core.params import Params, distance, weighted_mean
 from feddgm_flwr.core.state import ClientUpdate
 
 T = TypeVar("T", int, float)
@@ -71,7 +71,7 @@ class Mean:
                 return geometric_median(replies)
             case "clipped":
                 lengths = [distance(start, reply) for reply in replies]
-                most = statistics.median(lengths)
+                most = median_of_moved(lengths)
                 short = [
                     towards(start, reply, most / length) if length > most else reply
                     for reply, length in zip(replies, lengths, strict=True)
@@ -124,12 +124,6 @@ def geometric_median(replies: Sequence[Params]) -> Params:
         if distance(before, median) <= TOLERANCE * (distance(median, replies[0]) + NEAR):
             break
     return median
-
-
-def distance(a: Params, b: Params) -> float:
-    """Return the Euclidean distance, summed in float64: a lie may be beyond float32's squares."""
-    wide = ({k: v.double() for k, v in p.items()} for p in (a, b))
-    return math.sqrt(float(squared_distance(*wide)))
 
 
 def towards(start: Params, end: Params, share: float) -> Params:
@@ -226,7 +220,15 @@ def _cut(
 
 def within_median(values: Sequence[T], multiple: float) -> list[T]:
     """Return ``values``, none above ``multiple`` of their medians; of a few, as they are."""
-    if not multiple or len(values) < ENOUGH:
-        return list(values)
-    most = multiple * statistics.median(values)
-    return [type(v)(most) if v > most else v for v in values]
+    most = multiple * median_of_moved(values)
+    return [type(v)(most) if v > most else v for v in values] if multiple else list(values)
+
+
+def median_of_moved(values: Sequence[float]) -> float:
+    """Return the median of those above 0; of fewer than ``ENOUGH``, infinity.
+
+    A client of one class may rightly stay where it began (``client.loss``): it says nothing of how
+    far the others should go.
+    """
+    moved = [v for v in values if v > 0]
+    return statistics.median(moved) if len(moved) >= ENOUGH else math.inf

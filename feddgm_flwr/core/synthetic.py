@@ -56,7 +56,7 @@ class SyntheticSet:
     targets
         Class probabilities.
     weights
-        Importance of each image in training; mean 1 over a whole set.
+        Importance of each image in training, beside the others of its set.
     owner
         Partition id of the client an image was distilled for; below 0 it is no client's: the
         prior's own, or an aggregate's.
@@ -80,8 +80,15 @@ class SyntheticSet:
             owner=torch.cat([s.owner for s in sets]),
         )
 
+    def of_mean_weight(self) -> "SyntheticSet":
+        """Return the same images with weights of mean 1, as images that weigh the same have."""
+        return replace(self, weights=self.weights / self.weights.mean()) if len(self) else self
+
     def balanced(self) -> "SyntheticSet":
-        """Return the same images, weighted so that every class that is there counts the same."""
+        """Return the same images, weighted so that every class that is there counts the same.
+
+        So it is exactly of one-hot targets; an image of soft ones weighs by its shares of classes.
+        """
         mass = (self.targets * self.weights[:, None]).sum(0)
         even = torch.where(mass > 0, 1 / mass, 0.0)
         return replace(self, weights=self.weights * (self.targets * even).sum(1))

@@ -259,7 +259,7 @@ def epoch_batches(
     two.
     """
     batches = list(torch.split(torch.randperm(n, generator=rng).to(device), size))
-    if len(batches) > 1 and len(batches[-1]) == 1 and _has_batch_norm(model):
+    if len(batches) > 1 and len(batches[-1]) == 1 and has_batch_norm(model):
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
@@ -312,5 +312,6 @@ def finite(loss: float, epoch: int, lr: float) -> float:
     return loss
 
 
-def _has_batch_norm(model: nn.Module) -> bool:
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a batch of one image would be nothing to normalise by."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

@@ -70,8 +70,6 @@ class FlowerArithmetic:
     ) -> tuple[ServerState, RoundReport | None]:
         """Return the state with the surrogate that Flower makes of ``updates``."""
         server_round = state.server_round + 1
-        if not updates:
-            return replace(state, server_round=server_round), None
         remind(self._strategy, state)
         arrays, _ = self._strategy.aggregate_train(server_round, [_message(u) for u in updates])
         assert arrays is not None

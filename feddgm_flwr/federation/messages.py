@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.models import SURROGATE
-from feddgm_flwr.core.params import Params, all_finite
+from feddgm_flwr.core.params import Params, all_finite, distance
 from feddgm_flwr.core.state import ClientUpdate, Extra
 
 T = TypeVar("T")
@@ -404,18 +404,9 @@ def _wrong_movement(params: Params, template: Params, *, may_stay: bool) -> str:
         return ""
     if not may_stay and all(torch.equal(params[name], template[name]) for name in template):
         return "it did not move from the broadcast surrogate, so it tells nothing"
-    return _too_far(params, template)
-
-
-def _too_far(params: Params, template: Params) -> str:
-    moved = _norm({k: params[k].double() - template[k].double() for k in template})
-    bound = MAX_MOVEMENT * (_norm(template) + 1)
+    moved, nowhere = distance(template, params), {k: torch.zeros(()) for k in template}
+    bound = MAX_MOVEMENT * (distance(template, nowhere) + 1)
     return f"it moved by {moved:.3g}, beyond the believable {bound:.3g}" if moved > bound else ""
-
-
-def _norm(params: Params) -> float:
-    squares = [p.double().square().sum() for p in params.values()]
-    return float(torch.stack(squares).sum().sqrt())
 
 
 def _is_count(value: object) -> TypeGuard[int]:

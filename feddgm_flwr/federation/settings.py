@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from feddgm_flwr.core.robust import Limits, Mean
-from feddgm_flwr.core.settings import Settings, setting
+from feddgm_flwr.core.settings import Settings, check, key_of, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,8 @@ class ServerConfig(Settings):
     )
     clip_examples: float = setting(
         10.0,
-        "A reply's number of examples counts up to this multiple of the round's median, from 3 "
-        "replies on; 0 is no limit.",
+        "A reply's number of examples counts up to this multiple (1 or more) of the round's "
+        "median, from 3 replies on; 0 is no limit.",
         ge=0,
     )
     clip_movement: float = setting(
@@ -118,6 +118,13 @@ class ServerConfig(Settings):
         "measures nothing.",
         may_differ=True,
     )
+
+    def __post_init__(self) -> None:
+        """Check that a limit leaves the median itself alone."""
+        super().__post_init__()
+        for name in ("clip_examples", "clip_movement"):
+            value = getattr(self, name)
+            check(not 0 < value < 1, key_of(ServerConfig, name), value, "0 or at least 1")
 
     @property
     def mean(self) -> Mean:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from flwr.app import Message, Metadata
 
 from feddgm_flwr.core.evaluation import Evaluation
-from feddgm_flwr.core.params import Params, squared_distance
+from feddgm_flwr.core.params import Params, distance
 from feddgm_flwr.core.robust import Cut
 from feddgm_flwr.events import (
     ClientAsked,
@@ -148,4 +148,4 @@ class Teller:
 
 
 def _moved(sent: Params, reply: Params) -> float:
-    return float(squared_distance(sent, reply).sqrt()) if reply else 0.0
+    return distance(sent, reply) if reply else 0.0

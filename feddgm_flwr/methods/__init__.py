@@ -70,6 +70,11 @@ def has_own_loss(name: str) -> bool:
     return bool(registered(name).own_loss)
 
 
+def may_stay(name: str) -> bool:
+    """Whether a client of one class has no gradient under the method called ``name``."""
+    return bool(registered(name).may_stay)
+
+
 def sections() -> tuple[type[Settings], ...]:
     """Return the configuration sections that methods have of their own."""
     return tuple(dict.fromkeys(s for name in MODULES for s in registered(name).settings))

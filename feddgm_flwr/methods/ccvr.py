@@ -226,8 +226,6 @@ def advance(
     Where no classifier can be learned, whatever the moments said, it is the mean's.
     """
     server_round = state.server_round + 1
-    if not updates:
-        return replace(state, server_round=server_round)
     mean = mean_of.of(updates, state.surrogate)
     moments = pooled([Moments.read(u.extra) for u in updates])
     rng = derive(seed, "virtual-features", server_round)

@@ -196,4 +196,15 @@ def _client(config: RunConfig) -> ClientHalf:
     return ClientHalf(walk=partial(make_images, own=own), up=lambda task, walked, *_: walked.made)
 
 
-METHODS = {"feddm": Method(server=_server, client=_client, settings=(FedDMConfig,))}
+METHODS = {
+    "feddm": Method(
+        server=_server,
+        client=_client,
+        settings=(FedDMConfig,),
+        own_loss=True,
+        unread=tuple(
+            f"{ClientConfig.section}.{name}"
+            for name in ("epochs", "lr", "momentum", "weight-decay", "batch-size", "compile")
+        ),
+    )
+}

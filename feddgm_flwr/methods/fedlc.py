@@ -51,6 +51,10 @@ def _client(config: RunConfig) -> ClientHalf:
 
 METHODS = {
     "fedlc": Method(
-        server=FLOWERS["fedavg"].server, client=_client, settings=(FedLCConfig,), own_loss=True
+        server=FLOWERS["fedavg"].server,
+        client=_client,
+        settings=(FedLCConfig,),
+        own_loss=True,
+        may_stay=True,
     )
 }

@@ -33,8 +33,6 @@ def total_of(steps: float | int, momentum: float) -> float:
 def advance(state: ServerState, updates: Sequence[ClientUpdate], *, momentum: float) -> ServerState:
     """Return the state after the server's half of a round."""
     server_round = state.server_round + 1
-    if not updates:
-        return replace(state, server_round=server_round)
     examples = sum(u.num_examples for u in updates)
     shares = [u.num_examples / examples for u in updates]
     totals = [total_of(u.extra.numbers[STEPS], momentum) for u in updates]

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Advance(Protocol):
-    """Makes the next state of a round's accepted replies, which come sorted by partition id."""
+    """Makes the next state of a round's accepted replies.
+
+    There is at least one, and they come sorted by partition id.
+    """
 
     def __call__(
         self, state: ServerState, updates: Sequence[ClientUpdate], population: int
@@ -135,6 +138,10 @@ class Method:
         Whether its server takes a mean of the replies, which ``server.aggregate`` may replace.
     own_loss
         Whether its clients descend a loss of its own, in whose place ``client.loss`` cannot be.
+    may_stay
+        Whether that loss leaves a client of one class no gradient, so that it ends where it began.
+    unread
+        Keys of the sections that all methods share which this one does not read.
     samples_prior
         Whether it needs a prior though it makes no images, under a run's config.
     """
@@ -146,6 +153,8 @@ class Method:
     mixes_widths: bool = False
     takes_mean: bool = False
     own_loss: bool = False
+    may_stay: bool = False
+    unread: tuple[str, ...] = ()
     samples_prior: Callable[[RunConfig], bool] = _none
 
     @property

@@ -88,8 +88,6 @@ def advance(
 ) -> tuple[ServerState, None]:
     """Return the state with the mean of the replies, each of which is kept."""
     server_round = state.server_round + 1
-    if not updates:
-        return replace(state, server_round=server_round), None
     kept = {u.partition_id: u.params for u in updates}
     return replace(
         state,

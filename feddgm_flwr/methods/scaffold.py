@@ -99,8 +99,6 @@ def advance(
 ) -> ServerState:
     """Return the state after the server's half of a round."""
     server_round = state.server_round + 1
-    if not updates:
-        return replace(state, server_round=server_round)
     x, old = state.surrogate, Controls.of(state)
     mean = mean_of([u.params for u in updates], [1] * len(updates), x)
     c, clients = dict(old.server), dict(old.clients)

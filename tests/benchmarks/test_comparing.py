@@ -18,7 +18,7 @@ from comparing.presets import PRESETS, division, division_name
 from comparing.shared import SharedTraining, key_of
 from comparing.statistics import estimate, paired, winner
 from comparing.store import all_stored, keep, stored
-from comparing.units import Unit, comparison, grids, still_so
+from comparing.units import Unit, comparison, grids, still_so, unit_of
 from comparing.work import run_unit, shared_training, train_client
 from inprocess import own_images, quiet, rounds_of, task_of, train_now
 
@@ -158,6 +158,21 @@ def test_a_trials_table_does_not_take_the_place_of_the_presets(tmp_path):
     own, trial = (tmp_path / name / "table.md" for name in ("alpha-0.1", "alpha-0.1-trial"))
     assert "client.epochs" not in own.read_text()
     assert "client.epochs = 2" in trial.read_text()
+
+
+def test_a_trial_tells_all_rows_whatever_was_tuned_but_not_what_makes_a_row():
+    preset = PRESETS["mnist5k"].with_trial({"client.lr": 0.01, "distill.iterations": 5})
+    images = Prepared({}, "toy", "toy", {"train": 4, "test": 2})
+    tuned = {"client.lr": 0.05, "union.lr": 0.01}
+    for label, iterations in ((OURS, 5), ("feddgm, no descent", 0)):
+        entry = next(e for e in ENTRIES if e.label == label)
+        unit = unit_of(preset, entry, images, division(0.1, None), 0, tuned)
+        told = {key: unit.said[key] for key in ("client.lr", "union.lr", "distill.iterations")}
+        assert told == {"client.lr": 0.01, "union.lr": 0.01, "distill.iterations": iterations}
+        assert unit.tried == {"union.lr": 0.01}
+    for key in ("data.alpha", "seed"):
+        with pytest.raises(ValueError, match=f"--set cannot tell {key}; say --alpha"):
+            preset.with_trial({key: 1})
 
 
 def test_a_table_keeps_the_rows_and_seeds_that_it_had(tmp_path):
@@ -511,6 +526,12 @@ def test_names_of_units_differ_by_what_they_are_told(unit):
     other = Unit(**{**vars(unit), "said": {**unit.said, "client.lr": 0.3}})
     assert moved.name == unit.name != other.name
     assert Unit(**{**vars(unit), "fingerprint": "another"}).name != unit.name
+
+
+def test_a_row_that_diverges_whatever_is_tried_has_no_choice(unit):
+    wild = record("fedavgm", 5, [0.9], diverged="infinite")
+    assert tuning.chosen([unit], {unit.name: wild}) == {}
+    assert "fedavgm" in tuning.chosen([unit], {unit.name: {**wild, "diverged": ""}})
 
 
 def test_tuning_chooses_the_highest_mean_and_records_all(unit, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from inprocess_run import run, same_models, spoil
 from torch import nn
+from toy import same
 
 from feddgm_flwr.core.local import ClientConfig, Task, walk
 from feddgm_flwr.core.params import params_of
@@ -139,7 +140,18 @@ def test_what_is_scored_is_calibrated_and_what_is_sent_is_as_said(broadcast):
     other = ccvr.advance(state, replies, replace(config, broadcast="mean"), seed=3)
     linear.close(shown, {k: v.numpy() for k, v in ccvr.shown(other).surrogate.items()})
     assert after.server_round == 1
-    assert ccvr.advance(after, [], config, seed=3) == replace(after, server_round=2)
+
+
+def test_every_round_and_every_seed_draws_virtual_features_of_its_own():
+    start, replies = linear.tensors(linear.START), replied()
+
+    def calibrated(past, seed):
+        return ccvr.advance(ServerState(past, start), replies, CONFIG, seed=seed).surrogate
+
+    one = calibrated(0, 3)
+    assert same(calibrated(0, 3), one)
+    assert not same(calibrated(1, 3), one)
+    assert not same(calibrated(0, 4), one)
 
 
 @pytest.mark.parametrize(

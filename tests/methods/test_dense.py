@@ -5,14 +5,16 @@ import pytest
 import torch
 from inprocess_run import power_cut, run, same_models
 from torch import nn
-from toy import SPEC, federation, images, server
+from toy import CONFIG, SPEC, federation, images, quiet, same, server
 
+from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.datafree import NOISE, Batch, DataFreeConfig, Tactics, build_generator, teach
 from feddgm_flwr.core.ensemble import Ensemble, answers, divergence
 from feddgm_flwr.core.models import initialise
 from feddgm_flwr.core.params import load_params
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.methods import coboosting, dense
+from feddgm_flwr.methods.halves import method_of
 
 RNG = np.random.default_rng(0)
 TOLD, HEARD = RNG.normal(size=(2, 8, 3)) * 2
@@ -103,11 +105,17 @@ def test_a_generator_makes_images_of_the_datas_shape_and_knows_the_label():
 
 
 @pytest.fixture(scope="module")
-def toy():
-    """Return a toy server, its clients' replies as an ensemble, and their plain mean."""
-    on = server()
-    state, updates = federation(on)
-    module = on.tools.learners.surrogate.module
+def on():
+    """Return a toy server, its round 0 and its clients' replies."""
+    made = server()
+    return made, *federation(made)
+
+
+@pytest.fixture(scope="module")
+def toy(on):
+    """Return a toy surrogate, its first weights, and its clients' replies as an ensemble."""
+    made, state, updates = on
+    module = made.tools.learners.surrogate.module
     return module, state.surrogate, Ensemble.of(module, [u.params for u in updates], CPU)
 
 
@@ -181,6 +189,36 @@ FAST = {"epochs": 2, "generator_steps": 2, "student_steps": 2, "generator_width"
 
 def how(method, **said):
     return {"method": method, **{f"{method}__{k}": v for k, v in {**FAST, **said}.items()}}
+
+
+def advanced(on, method, *, past=None, **said):
+    """Return the state of the round after ``past``, or after round 0."""
+    made, state, updates = on
+    flat = {k.replace("__", ".").replace("_", "-"): v for k, v in how(method, **said).items()}
+    config = RunConfig.from_run_config({**CONFIG, **flat})
+    half = method_of(method).server(config, made.tools, quiet)
+    return half.advance(past or state, updates, 2)[0]
+
+
+@pytest.mark.parametrize("method", ["dense", "coboosting"])
+def test_the_generator_goes_on_from_where_the_last_round_left_it(method, on):
+    one = advanced(on, method)
+    assert not same(one.memory, advanced(on, method, epochs=0).memory), "it has learned"
+    assert same(one.memory, advanced(on, method, past=one, epochs=0).memory)
+
+
+@pytest.mark.parametrize(
+    ("method", "other"),
+    [
+        ("dense", {"adversarial": 2.0}),
+        ("coboosting", {"adversarial": 0.0}),
+        ("coboosting", {"weight_step": 0.2}),
+        ("coboosting", {"push": 0.0}),
+    ],
+)
+def test_every_term_of_a_method_reaches_the_surrogate(method, other, on):
+    assert same(advanced(on, method), advanced(on, method))
+    assert not same(advanced(on, method).surrogate, advanced(on, method, **other).surrogate)
 
 
 @pytest.mark.parametrize("method", ["dense", "coboosting"])

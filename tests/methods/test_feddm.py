@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from inprocess_run import power_cut, run, same_models, spoil
+from inprocess_run import power_cut, round_of, run, same_models, spoil, trained
 from torch import nn
 from toy import SPEC, images
 
 from feddgm_flwr.core.distribution import first_images, match_distributions, perturbed
 from feddgm_flwr.core.images import ImageSet
+from feddgm_flwr.core.local import ClientConfig, Task
+from feddgm_flwr.core.params import params_of
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.state import ClientUpdate, Extra
+from feddgm_flwr.core.training import PLAIN
 from feddgm_flwr.methods import feddm
 
 RNG = np.random.default_rng(0)
@@ -79,6 +82,34 @@ def test_images_begin_as_noise_or_as_own_ones_of_the_class():
     assert not (own.images[:, None] == noise[None]).flatten(2).all(2).any()
 
 
+def made(**said):
+    """Return the images that a client of the toy's data makes."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    nn.init.normal_(model[1].weight, generator=derive(0, "weights"))
+    nn.init.zeros_(model[1].bias)
+    fast = {"images_per_class": 2, "iterations": 3, "image_lr": 0.01, "real_batch": 4}
+    walk = feddm.make_images(
+        model,
+        images([0, 2] * 5),
+        Task(params_of(model), 1),
+        ClientConfig(),
+        PLAIN,
+        own=feddm.FedDMConfig(**fast | said),
+        rng=derive(0, "client"),
+        device=CPU,
+    )
+    return walk.made.tensors["images"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"radius": 0.0}, {"iterations": 2}, {"image_lr": 0.02}, {"real_batch": 2}, {"begin": "real"}],
+)
+def test_a_clients_images_are_made_by_every_setting_of_its_own(other):
+    assert torch.equal(made(), made())
+    assert not torch.equal(made(), made(**other))
+
+
 CONFIG = feddm.FedDMConfig(images_per_class=2)
 
 
@@ -141,25 +172,28 @@ def how(**said):
 
 @pytest.mark.parametrize(("sent_as", "size"), [("float32", 4), ("uint8", 1)])
 def test_images_travel_and_no_parameters(sent_as, size, tmp_path):
-    replies = []
+    replies = {}
 
-    def keep(message, reply):
-        replies.append(reply.content)
+    def keep(message, reply, sender):
+        if trained(message):
+            replies[round_of(message), sender] = reply.content
         return reply
 
-    ended = run(tmp_path / "run", tamper=spoil(keep), **how(sent_as=sent_as))
+    ended = run(tmp_path / "run", tamper=keep, pictures=True, **how(sent_as=sent_as))
     assert ended.rounds[0]["replies"]["accepted"] == 3
-    counts = []
-    for content in replies:
+    counts = {}
+    for address, content in replies.items():
         assert set(content) == {"arrays", "metrics", "extra"}
         assert len(content["arrays"]) == 0
         tensors = content["extra"].to_torch_state_dict()
-        counts.append(len(tensors["labels"]))
-    told = [e["num_bytes"] for e in ended.of("client-reply") if e["partition_id"] == 1]
-    for count, number in zip(counts, told, strict=True):
+        counts[address] = len(tensors["labels"])
+    told = {(e["round"], e["partition_id"]): e["num_bytes"] for e in ended.of("client-reply")}
+    assert told.keys() == counts.keys()
+    for address, count in counts.items():
         # An image, its label and range; what is left is their headers and the metrics.
-        assert 0 < number - count * (16 * 16 * size + 8 + 8 * (size == 1)) < 700
-    assert ended.of("images-drawn") == [] or ended.of("images-drawn")[0]["num_images"] >= count
+        assert 0 < told[address] - count * (16 * 16 * size + 8 + 8 * (size == 1)) < 700
+    drawn = [(e["round"], e["num_images"]) for e in ended.of("images-drawn")]
+    assert drawn == [(r, sum(counts[r, i] for i in range(3))) for r in (1, 2)]
 
 
 def test_a_lie_on_the_wire_is_set_aside(tmp_path):

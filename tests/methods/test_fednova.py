@@ -75,11 +75,6 @@ def test_with_equal_steps_it_is_the_mean_weighted_by_examples():
         np.testing.assert_allclose(value, mean, rtol=1e-12)
 
 
-def test_a_round_without_replies_changes_nothing_but_its_number():
-    state = ServerState(3, linear.tensors(linear.START))
-    assert fednova.advance(state, [], momentum=0.0) == replace(state, server_round=4)
-
-
 def test_through_both_apps_steps_travel_up_and_nothing_down(tmp_path):
     sent = []
 

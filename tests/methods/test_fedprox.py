@@ -44,16 +44,18 @@ def test_nothing_travels_beside_the_parameters(tmp_path):
     assert prox.rounds[0]["loss"] != plain.rounds[0]["loss"]
 
 
-def moved(folder, mu):
+def moved(folder, mu, loss):
     """Return how far the surrogate goes in a round, squared."""
-    ended = run(folder, method="fedprox", num_server_rounds=1, fedprox__mu=mu)
+    said = {"fedprox__mu": mu, "client__loss": loss}
+    ended = run(folder, method="fedprox", num_server_rounds=1, **said)
     start = ended.asked_to_train()[0].content["arrays"].to_torch_state_dict()
     end = ended.models["surrogate"]
     return sum(float((end[k] - start[k]).square().sum()) for k in end)
 
 
-def test_the_proximal_term_holds_clients_back(tmp_path):
-    assert moved(tmp_path / "held", 5.0) < 0.5 * moved(tmp_path / "free", 0.0)
+@pytest.mark.parametrize("loss", ["cross-entropy", "balanced-softmax"])
+def test_the_proximal_term_holds_clients_back_under_either_loss(loss, tmp_path):
+    assert moved(tmp_path / "held", 5.0, loss) < 0.5 * moved(tmp_path / "free", 0.0, loss)
 
 
 def test_a_negative_mu_is_refused(tmp_path):

@@ -133,13 +133,6 @@ def test_what_it_keeps_stands_in_the_state_alone(method, tmp_path):
 
 
 @pytest.mark.parametrize("method", FLOWERS)
-def test_a_round_without_replies_changes_nothing_but_its_number(method):
-    state, report = advance(method)(STATE, [], 5)
-    assert (state.server_round, report) == (1, None)
-    assert state.surrogate is STATE.surrogate
-
-
-@pytest.mark.parametrize("method", FLOWERS)
 def test_nothing_is_sent_or_taken_beside_the_parameters(method):
     config = RunConfig.from_run_config({"method": method})
     half = method_of(method).server(config, None, toy.quiet)

@@ -2,7 +2,6 @@
 
 import math
 from collections import OrderedDict
-from dataclasses import replace
 
 import pytest
 import torch
@@ -106,7 +105,6 @@ def test_who_is_not_heard_keeps_its_last_model():
     assert moon.down(after, 1) == Extra(tensors=START)
     assert moon.down(after, 2) == Extra()
     assert state.memory["clients"][1] is LAST[1]
-    assert moon.advance(state, [], 2) == (replace(state, server_round=5), None)
 
 
 def test_at_equal_distance_the_term_is_log_two_and_mu_zero_is_the_plain_rule():

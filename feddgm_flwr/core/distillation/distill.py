@@ -93,6 +93,8 @@ class DistillJob:
         The client's latents of an earlier round, or None.
     surrogate
         Name of the surrogate whose trajectory it is.
+    owned
+        The classes that the client is proved to own, whether all are distilled or not.
     glimpses
         Images of which ``progress`` is shown how they grow.
     """
@@ -105,6 +107,7 @@ class DistillJob:
     images_per_class: dict[int, int]
     latents: Latents | None
     surrogate: str = SURROGATE
+    owned: tuple[int, ...] = ()
     glimpses: int = 0
 
 
