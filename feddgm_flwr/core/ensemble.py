@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.params import Params, on
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Ensemble:
     @classmethod
     def of(cls, module: nn.Module, replies: Sequence[Params], device: torch.device) -> "Ensemble":
         """Return an ensemble of ``replies`` on ``device``, all of one weight."""
-        members = tuple({name: p.to(device) for name, p in reply.items()} for reply in replies)
+        members = tuple(on(device, reply) for reply in replies)
         like = next(iter(members[0].values()))
         return cls(module, members, like.new_full((len(members),), 1 / len(members)))
 

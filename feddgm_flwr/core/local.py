@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.ownership import CLASSIFIER
-from feddgm_flwr.core.params import Params, load_params, params_of
+from feddgm_flwr.core.params import Params, load_params, on, params_of
 from feddgm_flwr.core.settings import restated, setting
 from feddgm_flwr.core.state import Extra
 from feddgm_flwr.core.training import Objective, Rule, TrainConfig, adjusted_loss, steps_of, train
@@ -74,8 +74,8 @@ class Task:
 
     def to(self, device: torch.device) -> "Task":
         """Return the same with its tensors on ``device``."""
-        extra = replace(self.extra, tensors=_on(self.extra.tensors, device))
-        return replace(self, params=_on(self.params, device), extra=extra)
+        extra = replace(self.extra, tensors=on(device, self.extra.tensors))
+        return replace(self, params=on(device, self.params), extra=extra)
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,4 @@ def balanced_softmax(counts: Int[Tensor, " k"]) -> Objective:
 
 def on_cpu(params: Params) -> Params:
     """Return ``params`` as they travel."""
-    return _on(params, torch.device("cpu"))
-
-
-def _on(params: Params, device: torch.device) -> Params:
-    return {name: p.to(device) for name, p in params.items()}
+    return on(torch.device("cpu"), params)

@@ -27,6 +27,11 @@ def load_params(module: nn.Module, params: Params) -> None:
             p.copy_(params[name])
 
 
+def on(device: torch.device, params: Params) -> Params:
+    """Return ``params`` on ``device``."""
+    return {name: p.to(device) for name, p in params.items()}
+
+
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return sixteen hex digits that change with any name, shape, type or bit of ``tensors``."""
     digest = hashlib.sha256()

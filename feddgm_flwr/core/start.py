@@ -92,9 +92,5 @@ def prior_set(
         return SyntheticSet.empty(spec)
     labels = torch.arange(spec.num_classes).repeat_interleave(count)
     values = bench.prior.sample(labels, rng=derive(seed, purpose, server_round))
-    return SyntheticSet(
-        images=decode(bench.prior, values, bench).clamp(0, 1),
-        targets=one_hot(labels, spec.num_classes).float(),
-        weights=torch.ones(len(labels)),
-        owner=torch.full((len(labels),), -1),
-    )
+    images = decode(bench.prior, values, bench).clamp(0, 1)
+    return SyntheticSet.of(images, one_hot(labels, spec.num_classes).float())

@@ -94,6 +94,14 @@ class SyntheticSet:
         return replace(self, weights=self.weights * (self.targets * even).sum(1))
 
     @staticmethod
+    def of(
+        images: Float[Tensor, "n c h w"], targets: Float[Tensor, "n k"], owner: int = -1
+    ) -> "SyntheticSet":
+        """Return images that weigh the same, all of one owner; of nobody, unless said."""
+        n = len(images)
+        return SyntheticSet(images, targets, torch.ones(n), torch.full((n,), owner))
+
+    @staticmethod
     def empty(spec: ImageSpec) -> "SyntheticSet":
         """Return a set of no images."""
         return SyntheticSet(

@@ -16,7 +16,7 @@ import torch
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.distillation.settings import DistillConfig
-from feddgm_flwr.core.params import Params
+from feddgm_flwr.core.params import Params, on
 from feddgm_flwr.core.seeding import derive
 from feddgm_flwr.core.settings import restated, setting
 from feddgm_flwr.core.state import ClientUpdate, RoundReport, ServerState
@@ -89,7 +89,7 @@ def synthesise(
     variables = Variables(best, config, bench.num_classes, device, bench.spread)
     student = student_of(bench.student.to(device))
     starts = torch.randint(len(path) - span, (config.iterations,), generator=rng).tolist()
-    way = [{name: p.to(device) for name, p in params.items()} for params in path]
+    way = [on(device, params) for params in path]
     for iteration, s in enumerate(starts):
         job = DistillJob(0, server_round, seed, way[s], way[s + span], each, None)
         images, targets = variables.values.detach(), variables.targets()
@@ -114,12 +114,7 @@ def synthesise(
 def as_set(latents: Latents) -> SyntheticSet:
     """Return the images with their learned labels; they are nobody's in particular."""
     assert latents.label_logits is not None
-    return _set(latents.values, latents.label_logits.softmax(1))
-
-
-def _set(images: torch.Tensor, targets: torch.Tensor) -> SyntheticSet:
-    n = len(images)
-    return SyntheticSet(images, targets, torch.ones(n), torch.full((n,), -1))
+    return SyntheticSet.of(latents.values, latents.label_logits.softmax(1))
 
 
 def pixel_bench(own: DynaFedConfig, augment: str, config: RunConfig, tools: "Tools") -> "Bench":
@@ -161,7 +156,7 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
         number = state.server_round + 1
         mean = config.server.mean.of(updates, state.surrogate)
         if IMAGES in state.memory:
-            lessons = _set(state.memory[IMAGES], state.memory[TARGETS])
+            lessons = SyntheticSet.of(state.memory[IMAGES], state.memory[TARGETS])
             rng = derive(config.seed, "surrogate-training", number)
             with phase("learn", number, emit):
                 mean = learner.learn(mean, lessons, rng=rng, server_round=number, emit=emit)

@@ -156,14 +156,8 @@ def union(updates: Sequence[ClientUpdate], spec: ImageSpec) -> SyntheticSet:
     sets = [SyntheticSet.empty(spec)]
     for u in updates:
         images, labels = pixels(u.extra), u.extra.tensors[LABELS]
-        sets.append(
-            SyntheticSet(
-                images=images,
-                targets=one_hot(labels, spec.num_classes).float(),
-                weights=torch.ones(len(labels)),
-                owner=torch.full((len(labels),), u.partition_id),
-            )
-        )
+        targets = one_hot(labels, spec.num_classes).float()
+        sets.append(SyntheticSet.of(images, targets, u.partition_id))
     return SyntheticSet.concat(sets)
 
 

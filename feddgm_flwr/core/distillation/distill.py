@@ -31,7 +31,7 @@ from feddgm_flwr.core.distillation.settings import DistillConfig
 from feddgm_flwr.core.distillation.student import AutogradStudent, Student
 from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.models import SURROGATE, ConvNet
-from feddgm_flwr.core.params import Params, all_finite, squared_distance
+from feddgm_flwr.core.params import Params, all_finite, on, squared_distance
 from feddgm_flwr.core.prior import Prior
 from feddgm_flwr.core.seeding import derive, derive_seed
 from feddgm_flwr.core.state import DistillReport
@@ -180,9 +180,7 @@ class _Matching:
 
     def __init__(self, job: DistillJob, bench: Bench) -> None:
         self._job, self._bench, config = job, bench, bench.config
-        self._start, self._target = (
-            {k: v.to(bench.device) for k, v in params.items()} for params in (job.start, job.target)
-        )
+        self._start, self._target = (on(bench.device, p) for p in (job.start, job.target))
         self._student = student_of(
             bench.of(job.surrogate).student.to(bench.device),
             config.precision,
