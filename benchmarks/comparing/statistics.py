@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from scipy.stats import t as student
 
 LEVEL = 0.95
+ENOUGH = 3
+"""Seeds in common from which on an interval of a difference is asked for."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ def paired(ours: Mapping[int, float], other: Mapping[int, float]) -> Estimate | 
 def winner(column: Mapping[str, Mapping[int, float]]) -> str:
     """Return which row's mean is highest, and surely so against each other row; "" for none.
 
+    Of fewer than ``ENOUGH`` seeds in common with a row an interval says next to nothing: it must
+    be behind on these, and one row at least must be surely so.
+
     Parameters
     ----------
     column
@@ -85,4 +90,7 @@ def winner(column: Mapping[str, Mapping[int, float]]) -> str:
         return ""
     best = max(sound, key=lambda row: sound[row])
     leads = [paired(column[best], column[row]) for row in sound if row != best]
-    return best if all(lead is not None and lead.low > 0 for lead in leads) else ""
+    if any(lead is None or lead.mean <= 0 for lead in leads):
+        return ""
+    judged = [lead for lead in leads if lead is not None and lead.count >= ENOUGH]
+    return best if judged and all(lead.low > 0 for lead in judged) else ""

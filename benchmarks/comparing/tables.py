@@ -15,10 +15,10 @@ SHOWN = (1, 2, 3, 5, 10, 15, 20)
 EXPLAINED = """\
 Accuracy on the test images after each round, in per cent: mean ± standard deviation between seeds.
 Bold: the highest mean of its column, where the 95 % interval of its paired difference from every
-other row excludes zero. MB: to and from each client that is asked, a round. Seconds: of a
-processor, or on the clock where a GPU computed, a round, all clients together; of runs on one
-device only, "-" for others. Below, differences paired by seed with their intervals
-(Student's t); "none" where the interval holds zero.
+other row excludes zero, or rows of one or two seeds are behind on these. MB: to and from each
+client that is asked, a round. Seconds: of a processor, or on the clock where a GPU computed, a
+round, all clients together; of runs on one device only, "-" for others. Below, differences paired
+by seed with their intervals (Student's t); "none" where the interval holds zero.
 """
 
 BySeed = dict[int, float]

@@ -37,6 +37,7 @@ CLAIMS = {
     ("README.md", "mnist5k"): ("mnist5k/alpha-0.1",),
     ("docs/priors.md", "by prior"): ("cifar10-small/alpha-0.1-priors-5-rounds",),
     ("docs/results.md", "one shot"): ("cifar10-oneshot/alpha-0.1",),
+    ("docs/results.md", "hundred clients"): ("hundred/alpha-0.1",),
     ("docs/results.md", "the recipe minus: five"): ("cifar10-small/alpha-0.1-parts-3-rounds",),
     ("docs/results.md", "the recipe minus: two"): ("cifar10-small/alpha-0.1-parts-3-rounds",),
     ("docs/results.md", "larger model"): ("mnist5k/alpha-0.1-larger",),
@@ -44,6 +45,15 @@ CLAIMS = {
     ("docs/priors.md", "the bank minus"): ("cifar10-small/alpha-0.1-priors-5-rounds",),
 }
 """Document and a table's first cell -> the committed tables whose columns follow one another."""
+
+SKEWS = {
+    "two classes a client": "classes-2",
+    "Dirichlet 0.05": "alpha-0.05",
+    "Dirichlet 0.1": "alpha-0.1",
+    "Dirichlet 0.5": "alpha-0.5",
+}
+"""What a document calls a division -> what a folder calls it."""
+SETS = "cifar10-small", "fashion"
 
 
 def rows(lines):
@@ -95,3 +105,23 @@ def test_a_documents_figures_are_the_tables(place, folders):
             compared += 1
     assert at == len(tables) - 1
     assert compared >= 6
+
+
+def test_the_leads_by_skew_are_the_tables():
+    """In brackets stand those whose interval holds zero, or that one seed alone has."""
+    head, claimed = said("README.md", "points ahead of")
+    rounds = [re.search(r"\d+$", name).group() for name in head]
+    for called, cells in claimed.items():
+        rival, skew = called.split(", ")
+        whole = [committed(f"{name}/{SKEWS[skew]}", "feddgm minus")[LABELS[rival]] for name in SETS]
+        found = [of[f"r{r}"] for of, r in zip(half_each(whole, rounds), rounds, strict=True)]
+        for cell, lead in zip(cells, found, strict=True):
+            short = re.sub(r" (\[|\().*", "", lead).removeprefix("none: ")
+            sure = not lead.startswith("none") and "(one seed)" not in lead
+            assert cell == (short if sure else f"({short})"), called
+    assert len(claimed) >= len(SKEWS)
+
+
+def half_each(two, of):
+    """Return each of ``two`` for one half of ``of``."""
+    return [one for one in two for _ in range(len(of) // 2)]

@@ -64,6 +64,10 @@ def test_a_winner_must_surely_lead_every_row():
     assert winner({"a": sure, "b": behind}) == "a"
     assert winner({"a": sure, "b": behind, "c": unsure}) == ""
     assert winner({"a": sure, "diverged": {0: math.nan, 1: 0.9, 2: 0.9}}) == ""
+    one, two = {0: 0.1}, {0: 0.1, 1: 0.59}
+    assert winner({"a": sure, "b": behind, "one": one, "two": two}) == "a"
+    assert winner({"a": sure, "b": behind, "one": {0: 0.51}}) == ""
+    assert winner({"a": sure, "one": one}) == ""
     assert winner({"a": sure, "b": behind, "diverged": dict.fromkeys(range(3), math.nan)}) == "a"
 
 
