@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from inprocess import Local, Round, own_images, quiet, rounds_of, task_of, train_now
@@ -44,6 +44,7 @@ from feddgm_flwr.priors import build_prior
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 Tell = Callable[[Unit, Record], None]
@@ -64,10 +65,12 @@ def run_all(units: Sequence[Unit], out: Path, workers: int, tell: Tell) -> None:
     shared = shared_training(units)
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
         try:
-            training = {pool.submit(train_client, u, i, out): (u, i) for u, i in shared}
-            for number, _ in enumerate(_as_they_end(training), 1):
+            training = {pool.submit(_tried, train_client, u, i, out): (u, i) for u, i in shared}
+            for number, (told, _) in enumerate(_as_they_end(training), 1):
                 logger.info("%d of %d clients' shared training done", number, len(shared))
-            running = {pool.submit(_try_unit, unit, out): unit for unit in units}
+                if told is not None:  # the runs that need it train it themselves, or fail alone
+                    logger.error("a client's shared training failed:\n%s", told)
+            running = {pool.submit(_tried, run_unit, unit, out): unit for unit in units}
             failed = []
             for done, unit in _as_they_end(running):
                 if isinstance(done, str):
@@ -84,10 +87,10 @@ def run_all(units: Sequence[Unit], out: Path, workers: int, tell: Tell) -> None:
         raise RuntimeError(f"{len(failed)} runs failed: {', '.join(failed)}; start again to retry")
 
 
-def _try_unit(unit: Unit, out: Path) -> Record | str:
-    """Return the record of ``unit``, or the traceback of what ended it."""
+def _tried(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | str:
+    """Return what ``work`` returns, or the traceback of what ended it."""
     try:
-        return run_unit(unit, out)
+        return work(*args, **kwargs)
     except Exception:
         return traceback.format_exc()
 
