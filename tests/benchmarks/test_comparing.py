@@ -19,7 +19,7 @@ from comparing.shared import SharedTraining, key_of
 from comparing.statistics import estimate, paired, winner
 from comparing.store import all_stored, keep, stored
 from comparing.units import Unit, comparison, grids, still_so, unit_of
-from comparing.work import run_unit, shared_training, train_client
+from comparing.work import run_all, run_unit, shared_training, train_client
 from inprocess import own_images, quiet, rounds_of, task_of, train_now
 
 from feddgm_flwr import methods
@@ -392,6 +392,16 @@ def test_clients_train_once_for_all_methods_that_train_them_alike(unit, tmp_path
         run_unit(shared(unit, **{"method": "fedavg", **differing}), tmp_path)
         assert len(trainings) == 2
     assert len(kept(tmp_path)) == 2 + 3 * 2  # the training of another rule is nobody else's
+
+
+@pytest.mark.slow
+def test_what_fails_ends_no_other_run(unit, tmp_path):
+    broken = shared(unit, method="fedavg", **{"data.root": str(tmp_path / "none.npz")})
+    sound = Unit(**{**vars(shared(unit, method="ccvr")), "seed": 6})
+    told = []
+    with pytest.raises(RuntimeError, match=f"1 runs failed: {broken.name}"):
+        run_all([broken, sound], tmp_path, 1, lambda unit, record: told.append(unit.name))
+    assert told == [sound.name]
 
 
 def test_noise_for_privacy_is_neither_found_nor_left_to_be_found(unit, tmp_path):
