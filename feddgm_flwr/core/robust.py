@@ -224,11 +224,11 @@ def within_median(values: Sequence[T], multiple: float) -> list[T]:
     return [type(v)(most) if v > most else v for v in values] if multiple else list(values)
 
 
-def median_of_moved(values: Sequence[float]) -> float:
+def median_of_moved(values: Sequence[float | int]) -> float:
     """Return the median of those above 0; of fewer than ``ENOUGH``, infinity.
 
     A client of one class may rightly stay where it began (``client.loss``): it says nothing of how
     far the others should go.
     """
     moved = [v for v in values if v > 0]
-    return statistics.median(moved) if len(moved) >= ENOUGH else math.inf
+    return float(statistics.median(moved)) if len(moved) >= ENOUGH else math.inf
