@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -48,10 +49,21 @@ def trained(labels, seed, **config):
     st.integers(0, 1000),
     st.sampled_from([0.0, 0.9]),
 )
-def test_inferred_classes_are_the_owned_ones(classes, seed, momentum):
+def test_what_is_inferred_is_owned(classes, seed, momentum):
     labels = torch.tensor(sorted(classes)).repeat_interleave(10)
     start, reply = trained(labels, seed, momentum=momentum, lr=0.05)
-    assert owned_classes(start, reply, None) == tuple(sorted(classes))
+    assert set(owned_classes(start, reply, None)) <= classes
+
+
+def test_of_classes_with_ten_images_hardly_one_is_missed():
+    rng, owned, found = random.Random(0), 0, 0
+    for seed in range(30):
+        classes = sorted(rng.sample(range(6), rng.randint(1, 6)))
+        labels = torch.tensor(classes).repeat_interleave(10)
+        start, reply = trained(labels, seed, momentum=(0.0, 0.9)[seed % 2], lr=0.05)
+        owned, found = owned + len(classes), found + len(owned_classes(start, reply, None))
+    # All here; under seed 751 one of six is missed: the proof has one direction.
+    assert found >= 0.98 * owned > 90
 
 
 def test_weight_decay_is_not_taken_for_ownership():
