@@ -55,15 +55,14 @@ def test_what_is_inferred_is_owned(classes, seed, momentum):
     assert set(owned_classes(start, reply, None)) <= classes
 
 
-def test_of_classes_with_ten_images_hardly_one_is_missed():
-    rng, owned, found = random.Random(0), 0, 0
-    for seed in range(30):
-        classes = sorted(rng.sample(range(6), rng.randint(1, 6)))
+def test_inferred_classes_are_the_owned_ones():
+    # Not by proof, which has one direction: of six classes under seed 751 one is missed.
+    rng = random.Random(0)
+    for seed in range(60):
+        classes = tuple(sorted(rng.sample(range(6), rng.randint(1, 6))))
         labels = torch.tensor(classes).repeat_interleave(10)
         start, reply = trained(labels, seed, momentum=(0.0, 0.9)[seed % 2], lr=0.05)
-        owned, found = owned + len(classes), found + len(owned_classes(start, reply, None))
-    # All here; under seed 751 one of six is missed: the proof has one direction.
-    assert found >= 0.98 * owned > 90
+        assert owned_classes(start, reply, None) == classes
 
 
 def test_weight_decay_is_not_taken_for_ownership():

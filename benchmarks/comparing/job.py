@@ -6,7 +6,7 @@ Puts the other modules together and computes nothing itself.
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comparing import plots, spending, tables, tuning
@@ -52,8 +52,6 @@ class Job:
         Name of the table's folder, after the division; "" for the comparison's own.
     device
         Where runs are made; "" as the preset says.
-    said
-        What all runs are told beside the preset, for a trial; the title says it.
     """
 
     preset: Preset
@@ -65,7 +63,6 @@ class Job:
     data: Path | None
     table: str = ""
     device: str = ""
-    said: Said = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -84,20 +81,24 @@ class Job:
         said: Said | None = None,
     ) -> "Job":
         """Return the job; rows that cannot be run are left out, with a line each."""
-        said = said or {}
         where = {} if prior is None else {"prior.path": str(prior.resolve())}
-        preset = preset.with_said(where).with_trial(said)
+        preset = preset.with_said(where).with_trial(said or {})
         images = prepared(preset, "report", data, out / "data")
         config = RunConfig.from_run_config({**preset.common, **images.said})
         knows = build_prior(config.prior, spec_of(config.data)).conditional
         entries = roster(among, wanted=labels, conditional=knows)
-        return cls(preset, division, entries, among, out, committed, data, table, device, said)
+        return cls(preset, division, entries, among, out, committed, data, table, device)
 
     @property
     def folder(self) -> Path:
         """Where the table is; another's must not take the place of the preset's own."""
         rounds = "" if self._has_its_rounds else f"{self.preset.rounds}-rounds"
-        words = division_name(self.division), self.table, rounds, "trial" if self.said else ""
+        words = (
+            division_name(self.division),
+            self.table,
+            rounds,
+            "trial" if self.preset.trial else "",
+        )
         return self.out / "-".join(filter(None, words))
 
     @property
@@ -216,7 +217,7 @@ class Job:
     def _title(self, images: Prepared, seeds: Sequence[int]) -> str:
         sizes = f"{images.sizes['train']:,} + {images.sizes['test']:,} images"
         how = division_name(self.division).replace("-", " ")
-        else_said = "".join(f", {key} = {value}" for key, value in self.said.items())
+        else_said = "".join(f", {key} = {value}" for key, value in self.preset.trial.items())
         clients = f"{self.preset.clients} clients"
         rounds = "" if self._has_its_rounds else f", {self.preset.rounds} rounds"
         return f"{images.title}, {sizes}, {clients}, {how}{rounds}, seeds {seeds}{else_said}"

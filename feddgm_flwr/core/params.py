@@ -52,10 +52,15 @@ def squared_distance(a: Params, b: Params) -> Float[Tensor, ""]:
     return torch.stack([(a[k] - b[k]).square().sum() for k in a]).sum()
 
 
+def norm(params: Params) -> float:
+    """Return the Euclidean norm, summed in float64: a lie may be beyond float32's squares."""
+    wide = {k: v.double() for k, v in params.items()}
+    return math.sqrt(float(dot(wide, wide)))
+
+
 def distance(a: Params, b: Params) -> float:
-    """Return the Euclidean distance, summed in float64: a lie may be beyond float32's squares."""
-    wide = ({k: v.double() for k, v in p.items()} for p in (a, b))
-    return math.sqrt(float(squared_distance(*wide)))
+    """Return the Euclidean distance; subtracted in float64 too."""
+    return norm({k: a[k].double() - b[k].double() for k in a})
 
 
 def weighted_mean(many: Sequence[Params], weights: Sequence[float | int]) -> Params:

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.local import Task
 from feddgm_flwr.core.models import SURROGATE
-from feddgm_flwr.core.params import Params, all_finite, distance
+from feddgm_flwr.core.params import Params, all_finite, distance, norm
 from feddgm_flwr.core.state import ClientUpdate, Extra
 
 T = TypeVar("T")
@@ -404,8 +404,7 @@ def _wrong_movement(params: Params, template: Params, *, may_stay: bool) -> str:
         return ""
     if not may_stay and all(torch.equal(params[name], template[name]) for name in template):
         return "it did not move from the broadcast surrogate, so it tells nothing"
-    moved, nowhere = distance(template, params), {k: torch.zeros(()) for k in template}
-    bound = MAX_MOVEMENT * (distance(template, nowhere) + 1)
+    moved, bound = distance(template, params), MAX_MOVEMENT * (norm(template) + 1)
     return f"it moved by {moved:.3g}, beyond the believable {bound:.3g}" if moved > bound else ""
 
 

@@ -92,6 +92,11 @@ def label_of(called, there):
     raise KeyError(called)
 
 
+def short(found):
+    """Return a table's figure without its spread, interval or seeds."""
+    return re.sub(r" (±|\[|\().*", "", found).removeprefix("none: ")
+
+
 @pytest.mark.parametrize(("place", "folders"), CLAIMS.items(), ids=lambda x: str(x[-1]))
 def test_a_documents_figures_are_the_tables(place, folders):
     head, claimed = said(*place)
@@ -106,8 +111,7 @@ def test_a_documents_figures_are_the_tables(place, folders):
             if not (cell := cells[column]):
                 continue
             found = there[label_of(called, there)][f"r{number}"]
-            short = re.sub(r" (±|\[|\().*", "", found).removeprefix("none: ")
-            assert cell in (found, short), (called, name)
+            assert cell in (found, short(found)), (called, name)
             compared += 1
     assert at == len(tables) - 1
     assert compared >= 6
@@ -122,9 +126,8 @@ def test_the_leads_by_skew_are_the_tables():
         whole = [committed(f"{name}/{SKEWS[skew]}", "feddgm minus")[LABELS[rival]] for name in SETS]
         found = [of[f"r{r}"] for of, r in zip(half_each(whole, rounds), rounds, strict=True)]
         for cell, lead in zip(cells, found, strict=True):
-            short = re.sub(r" (\[|\().*", "", lead).removeprefix("none: ")
             sure = not lead.startswith("none") and "(one seed)" not in lead
-            assert cell == (short if sure else f"({short})"), called
+            assert cell == (short(lead) if sure else f"({short(lead)})"), called
     assert len(claimed) >= len(SKEWS)
 
 

@@ -155,10 +155,11 @@ def test_images_have_a_table_where_a_judge_saw_them():
 def test_a_trials_table_does_not_take_the_place_of_the_presets(tmp_path):
     for said in ({}, {"client.epochs": 2}):
         how = division(0.1, None)
-        job = Job(PRESETS["mnist5k"], how, [], ENTRIES, tmp_path, tmp_path, None, said=said)
+        preset = PRESETS["mnist5k"].with_trial(said)
+        job = Job(preset, how, [], ENTRIES, tmp_path, tmp_path, None)
         images = Prepared({}, "toy", "toy", {"train": 4, "test": 2})
         job._report([record(OURS, 0, [0.5, 0.6])], [], images, [])
-    shorter = replace(job, preset=job.preset.with_rounds(3), said={})
+    shorter = replace(job, preset=job.preset.with_trial({}).with_rounds(3))
     assert shorter.folder.name == "alpha-0.1-3-rounds"
     own, trial = (tmp_path / name / "table.md" for name in ("alpha-0.1", "alpha-0.1-trial"))
     assert "client.epochs" not in own.read_text()
