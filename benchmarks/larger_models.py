@@ -9,7 +9,7 @@ sends all its weights and statistics both ways, and trains the same clients as l
         --models resnet18 vit --rounds 3 --steps 2000
 
 Every finished round is kept, and a second start goes on where the first was ended. Rows are those
-of ``compare.py``; so is the table.
+of ``compare.py``; so is the table, which lies in a folder of its own for each choice of models.
 """
 
 import argparse
@@ -234,7 +234,7 @@ def _report(
     title = f"{chosen.preset}, {units[0].clients} clients, {how.replace('-', ' ')}"
     steps = f"{chosen.steps} steps of a larger model a round"
     table = tables.accuracy_table(tables.rows_of(records))
-    folder = out / f"{how}-larger"
+    folder = out / f"{how}-larger-{'-'.join(chosen.models)}"
     whole = {"title": f"{title}, {steps}", "runs": records}
     write_atomically(folder / "results.json", json.dumps(whole, separators=(",", ":")).encode())
     text = f"# {title}, {steps}\n\n{tables.EXPLAINED}\n{table}"

@@ -42,10 +42,10 @@ CLAIMS = {
     ("docs/results.md", "hundred clients"): ("hundred/alpha-0.1",),
     ("docs/results.md", "the recipe minus: five"): ("cifar10-small/alpha-0.1-parts-3-rounds",),
     ("docs/results.md", "the recipe minus: two"): ("cifar10-small/alpha-0.1-parts-3-rounds",),
-    ("docs/results.md", "larger model"): ("mnist5k/alpha-0.1-larger",),
+    ("docs/results.md", "larger model"): ("mnist5k/alpha-0.1-larger-resnet18",),
     ("docs/results.md", "under pixel latents"): (
-        "cifar10-small/alpha-0.1-larger",
-        "fashion/alpha-0.1-larger",
+        "cifar10-small/alpha-0.1-larger-resnet18",
+        "fashion/alpha-0.1-larger-resnet18",
     ),
     ("docs/results.md", "weaker devices"): ("cifar10-small/alpha-0.1",),
     ("docs/priors.md", "the bank minus"): ("cifar10-small/alpha-0.1-priors-5-rounds",),
