@@ -265,17 +265,17 @@ class RunConfig(Settings):
     def check_read(self, said: Mapping[str, Scalar]) -> None:
         """Raise where the user said what another setting leaves unread.
 
-        Its default may be said: a run folder's record of every setting is a run config too.
+        The recipe's value may be said: a run folder's record of every setting is a run config too.
 
         Raises
         ------
         ValueError
             Such as ``prior.path`` under ``prior.kind = "pixel"``.
         """
-        flat, known = self.flat(), settings()
+        flat, known, defaults = self.flat(), settings(), self._defaults()
         for key in said:
             declared, value = known[key], flat[key]
-            if value == declared.default:
+            if value == defaults[key]:
                 continue
             for switch, allowed in declared.only.items():
                 if flat[switch] not in allowed:
@@ -290,9 +290,8 @@ class RunConfig(Settings):
 
         Unlike what ``check_read`` refuses, they may stand in a file that serves several methods.
         """
-        flat, defaults = self.flat(), recipe_values() if self.recipe == "paper" else {}
-        default_of = {key: declared.default for key, declared in settings().items()}
-        return tuple(key for key in self.idle() if flat[key] != defaults.get(key, default_of[key]))
+        flat, defaults = self.flat(), self._defaults()
+        return tuple(key for key in self.idle() if flat[key] != defaults[key])
 
     def idle(self) -> tuple[str, ...]:
         """Return the keys of all sections that the method does not read."""
@@ -307,6 +306,11 @@ class RunConfig(Settings):
             for key, declared in settings().items()
             if (declared.section in idle and key not in read) or key in method.unread
         )
+
+    def _defaults(self) -> dict[str, Scalar]:
+        """Return every setting's value under the recipe, where nothing else is said."""
+        ours = {key: declared.default for key, declared in settings().items()}
+        return {**ours, **recipe_values()} if self.recipe == "paper" else ours
 
     def _tree(self, section: type[Settings]) -> Settings:
         if section is RunConfig:

@@ -450,6 +450,8 @@ def test_class_names_and_model_names_are_parsed_in_one_place():
 
 BY_LABELS = {"global-model.taught-by": "labels"}
 UNREAD = [
+    ({}, "global-model.epochs", 7),
+    ({"recipe": "paper", "global-model.taught-by": "models"}, "global-model.epochs", 7),
     (BY_LABELS, "global-model.steps", 7),
     (BY_LABELS, "global-model.listening-lr", 0.1),
     (BY_LABELS, "global-model.temperature", 2.0),
@@ -521,7 +523,7 @@ def test_every_setting_that_may_be_unread_was_tried():
 
 @pytest.mark.parametrize(("under", "key"), [(under, key) for under, key, _ in UNREAD])
 def test_the_default_of_an_unread_setting_may_be_said(under, key):
-    said = {**under, key: DEFAULTS[key]}
+    said = {**under, key: {**DEFAULTS, **RECIPES[under.get("recipe", "feddgm")]}[key]}
     assert RunConfig.from_run_config(said) == RunConfig.from_run_config(under)
     assert RunConfig.from_run_config({**under, key: AUTO}) == RunConfig.from_run_config(under)
 
@@ -532,8 +534,11 @@ def test_a_recipe_may_turn_the_switch():
     assert said.startswith("distill.momentum = 0.9 is read only under distill.optimizer = 'sgd'")
 
 
-def test_a_recipe_says_nothing_that_it_may_leave_unread():
-    assert [key for key in recipe_values() if ONLY[key]] == []
+def test_what_a_recipe_says_and_a_switch_leaves_unread_may_be_said_again():
+    config = build(recipe="paper", global_model__taught_by="models")
+    assert config.global_model.epochs == 1000
+    assert RunConfig.from_run_config(config.flat()) == config
+    assert [key for key in recipe_values() if ONLY[key]] == ["global-model.epochs"]
 
 
 def test_a_switch_is_a_setting_and_its_values_are_its_choices():

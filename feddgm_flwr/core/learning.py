@@ -180,8 +180,9 @@ class GlobalModelConfig(TrainConfig):
         TrainConfig,
         "epochs",
         30,
-        meaning="Passes over the union, each round, where taught by labels.",
+        meaning="Passes over the union, each round.",
         paper=1000,
+        only={"taught_by": ("labels",)},
     )
     lr: float = restated(TrainConfig, "lr", 0.03, paper=0.01)
     momentum: float = restated(TrainConfig, "momentum", 0.9)

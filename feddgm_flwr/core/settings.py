@@ -194,12 +194,19 @@ def restated(
     *,
     meaning: str = "",
     paper: T | None = None,
+    only: Mapping[str, tuple[Scalar, ...]] | None = None,
 ) -> T:
     """Declare a field that ``base`` has anew: the same bounds, another default.
 
-    Its value under the paper's recipe is not ``base``'s; its meaning is, unless said.
+    Its value under the paper's recipe is not ``base``'s; its meaning, and what it is read under,
+    are, unless said.
     """
     about = about_of(base)[name]
-    about = dataclasses.replace(about, meaning=meaning or about.meaning, paper=paper)
+    about = dataclasses.replace(
+        about,
+        meaning=meaning or about.meaning,
+        paper=paper,
+        only=about.only if only is None else only,
+    )
     field: T = dataclasses.field(default=default, metadata={"about": about})
     return field
