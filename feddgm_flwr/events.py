@@ -231,6 +231,8 @@ class ClientRejected(Event):
     """In which way it is bad."""
     reason: str
     """Why, in words."""
+    phase: Phase = "clients"
+    """What it was asked for: `clients` to train, `evaluate` to score."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,15 @@ def _is_address(host: str) -> bool:
 def _is_foreign(headers: Headers) -> bool:
     """Whether another site's page asks, rather than one of ours or a person."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+    if origin is not None and _netloc(origin) != headers.get("host", "").lower():
         return True
     site = headers.get("sec-fetch-site", "none")
     return site in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate"
+
+
+def _netloc(origin: str) -> str | None:
+    """Return the host and port of an origin; None of one that is malformed."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None

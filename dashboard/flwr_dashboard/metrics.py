@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr_dashboard.state import Run, Standing
+from flwr_dashboard.state import MIDDLE, Run, Standing
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATES = ("running", "waiting", "completed", "failed", "stopped", "silent", "empty")
@@ -47,26 +47,33 @@ def families() -> dict[str, Family]:
 
 def samples(run: Run, stands: Standing) -> Iterator[tuple[str, float | None, dict[str, str]]]:
     """Yield a run's samples: name, value or None where there is none, labels."""
-    done, scored, best = run.done(), run.scored(), run.best()
+    done, scored = run.done(), run.scored()
     for state in STATES:
         yield "state", float(stands.key == state), {"state": state}
     yield "round", done[-1].number if done else 0, {}
     yield "rounds", run.rounds_planned or None, {}  # 0 until the run has said it
-    yield "best_accuracy", best[1] if best else None, {}
     yield from _each("accuracy", "model", scored[-1].accuracy if scored else {})
     yield from _each("loss", "model", scored[-1].loss if scored else {})
     yield from _each("control_accuracy", "model", run.control)
     yield "clients_online", run.online, {}
     yield from _each("clients", "state", Counter(c.state for c in run.clients.values() if c.is_one))
+    if MIDDLE not in run.left_out:
+        yield from _of_all_rounds(run)
+    yield "round_seconds", done[-1].seconds if done else None, {}
+    yield "last_event_seconds", run.last, {}
+    rss = run.load.get("rss_mb")
+    yield "server_rss_bytes", rss * 1e6 if rss is not None else None, {}
+
+
+def _of_all_rounds(run: Run) -> Iterator[tuple[str, float | None, dict[str, str]]]:
+    """Yield what would be another number if rounds were left out."""
+    done, best = run.done(), run.best()
+    yield "best_accuracy", best[1] if best else None, {}
     ended = (p.outcome for r in run.rounds.values() for p in r.parts.values())
     yield from _each("replies_total", "outcome", Counter(o for o in ended if o != "asked"))
     up, down = sum(r.bytes_up for r in done), sum(r.bytes_down for r in done)
     yield from _each("bytes_total", "direction", {"up": up, "down": down})
     yield from _each("phase_seconds_total", "phase", _phases(run))
-    yield "round_seconds", done[-1].seconds if done else None, {}
-    yield "last_event_seconds", run.last, {}
-    rss = run.load.get("rss_mb")
-    yield "server_rss_bytes", rss * 1e6 if rss is not None else None, {}
 
 
 def _each(

@@ -318,7 +318,8 @@ def _run_line(s: Summary, now: float) -> dict[str, object]:
     best = s.best
     title = f"Accuracy of {s.id}, at last {words.percent(values[-1])}" if values else ""
     # The rounds before the present one are done, though the log's ends may not say so.
-    done = max((n for n, r in run.rounds.items() if r.ended), default=max(run.round - 1, 0))
+    done = max([n for n, r in run.rounds.items() if r.ended], default=0)
+    done = max(done, run.round - 1)
     return {
         "id": s.id,
         "link": Ask("run", (s.id,)).link(),
@@ -328,7 +329,7 @@ def _run_line(s: Summary, now: float) -> dict[str, object]:
         "alpha": (skewed and run.setting("data.alpha")) or "–",
         "seed": run.seed or "–",
         "spark": svg.sparkline(values, title=title, colour=s.order),
-        "best": words.percent(best),
+        "best": ("≥ " if s.partial and best is not None else "") + words.percent(best),
         "round": f"{done} of {run.rounds_planned or '?'}",
         "faults": f"{len(run.faults)}{'+' if run.left_out else ''}" if run.faults else "–",
         "age": words.ago(now - s.changed),

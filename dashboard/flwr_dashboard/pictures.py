@@ -90,5 +90,4 @@ def cells(this: Round) -> Cells:
 
 def extent(sprite: Sprite) -> tuple[int, int]:
     """Return a sprite's width and height in pixels."""
-    rows = -(-len(sprite.cells) // sprite.across)
-    return sprite.across * sprite.side, max(rows, 1) * sprite.side
+    return sprite.across * sprite.side, sprite.down * sprite.side

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from flwr_dashboard import words
 from flwr_dashboard.log import Tail, decode, parse, parse_all
-from flwr_dashboard.state import Run, Standing, standing, take
+from flwr_dashboard.state import MIDDLE, Run, Standing, standing, take
 
 LOG = "events.jsonl"
 RESULT = "result.json"
@@ -68,7 +68,9 @@ class Summary:
     order
         As its place has it.
     curve
-        Accuracy by round, as far as ``result.json`` says.
+        Accuracy by round, by ``result.json`` or else as far as the log was read.
+    partial
+        Whether ``curve`` may lack rounds.
     """
 
     id: str
@@ -76,11 +78,12 @@ class Summary:
     standing: Standing
     order: int
     curve: tuple[tuple[int, float], ...]
+    partial: bool
     changed: float
 
     @property
     def best(self) -> float | None:
-        """The best accuracy; None where nothing was scored."""
+        """The best accuracy of ``curve``; None where nothing was scored."""
         return max((a for _, a in self.curve), default=None)
 
 
@@ -110,7 +113,7 @@ class Library:
         self.lock = threading.RLock()
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._began: dict[str, tuple[Stamp, float | None]] = {}
-        self._summed: dict[str, tuple[object, Run, tuple[tuple[int, float], ...]]] = {}
+        self._summed: dict[str, tuple[object, Run, Curve]] = {}
         self._found: dict[str, Path] = {}
         self._found_at = self._ordered_at = float("-inf")
         self._order: dict[str, int] = {}
@@ -152,6 +155,10 @@ class Library:
             _follow(opened)
         return opened
 
+    def follows(self, run_id: str) -> bool:
+        """Return whether a run is being followed already."""
+        return run_id in self._opened
+
     def places(self) -> list[Place]:
         """Return all runs, the newest first."""
         began = {run_id: self._age(run_id, folder) for run_id, folder in self.folders().items()}
@@ -172,11 +179,14 @@ class Library:
         kept = self._summed.get(place.id)
         if kept is None or kept[0] != (log, result):
             run = _ends(place.folder / LOG)
-            kept = ((log, result), run, _curve(place.folder / RESULT, run))
+            kept = ((log, result), run, _curve(place.folder / RESULT))
             self._summed[place.id] = kept
-        _, run, curve = kept
+        _, run, told = kept
         stands = standing(run, now, alive=alive(run))
-        return Summary(place.id, run, stands, place.order, curve, log.changed if log else now)
+        curve = tuple(run.accuracy(run.model)) if told is None else told
+        partial = told is None and MIDDLE in run.left_out
+        changed = log.changed if log else now
+        return Summary(place.id, run, stands, place.order, curve, partial, changed)
 
     def _age(self, run_id: str, folder: Path) -> float | None:
         """Return when a run began, or else when its log was last written; None if it is gone."""
@@ -278,12 +288,16 @@ def _ends(path: Path) -> Run:
     for record in parse_all([*chosen, *lines[-2:]]):
         take(run, record)
     if start > HEAD_BYTES:
-        run.left_out.add("the middle of the log")
+        run.left_out.add(MIDDLE)
     return run
 
 
-def _curve(path: Path, run: Run) -> tuple[tuple[int, float], ...]:
-    """Return accuracy by round from ``result.json``, or else from what is known of the log."""
+Curve = tuple[tuple[int, float], ...] | None
+"""Accuracy by round, as ``result.json`` says; None where it does not."""
+
+
+def _curve(path: Path) -> Curve:
+    """Return accuracy by round from ``result.json``; None where there is none to be read."""
     try:
         if path.is_symlink() or path.stat().st_size > RESULT_BYTES:
             raise ValueError("too large for a list")
@@ -291,7 +305,7 @@ def _curve(path: Path, run: Run) -> tuple[tuple[int, float], ...]:
         rounds = {0: words.numbers(result["initial"]["accuracy"])}
         rounds |= {words.whole(r, "round"): words.numbers(r["accuracy"]) for r in result["rounds"]}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return tuple(run.accuracy(run.model))
+        return None
     names = list(rounds[max(rounds)] or rounds[0])
     model = next((n for n in names if n != "surrogate"), names[0] if names else "")
     return tuple((n, a[model]) for n, a in sorted(rounds.items()) if model in a)

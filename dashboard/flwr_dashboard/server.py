@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from flwr_dashboard import ask as asked
-from flwr_dashboard import downloads, metrics, pages, pictures, report
+from flwr_dashboard import downloads, metrics, pages, pictures, report, runs
 from flwr_dashboard.ask import Ask
 from flwr_dashboard.guard import Guard
 from flwr_dashboard.runs import LOG, Library, alive
@@ -116,7 +116,7 @@ class Dashboard:
             if name == "report.html":
                 text = report.write(self.library, opened.id)
             elif name != LOG:
-                text = _FILES[name][1](opened.run)
+                text = _FILES[name][1](runs.whole(self.library, opened.id))
         kind = _FILES[name][0]
         if name == LOG:
             path = opened.folder / LOG
@@ -127,16 +127,20 @@ class Dashboard:
         return Response(text, media_type=kind, headers=headers)
 
     def metrics(self, request: Request) -> Response:
-        """Answer a scrape of Prometheus': running runs in full, others as their logs' ends say."""
+        """Answer a scrape of Prometheus': followed runs in full, others as their logs' ends say.
+
+        A running run is followed, and so is one that a page has shown, until others take its place.
+        """
         now = time.time()
         with self._lock:
             found = []
             for place in self.library.places()[:MAX_SCRAPED]:
                 summary = self.library.summary(place, now)
                 run = summary.run
-                if summary.standing.key in ("running", "waiting"):
-                    opened = self.library.open(summary.id)
-                    run = opened.run if opened else run
+                goes_on = summary.standing.key in ("running", "waiting")
+                opened = self.library.open(summary.id) if goes_on else None
+                if opened or self.library.follows(summary.id):
+                    run = runs.whole(self.library, summary.id)
                 found.append((summary.id, run, standing(run, now, alive=alive(run))))
             text = metrics.scrape(found)
         return PlainTextResponse(text, headers={"content-type": metrics.CONTENT_TYPE})

@@ -20,8 +20,10 @@ MAX_PARTS = 300_000
 """Client's shares of rounds that are kept; beyond, the oldest rounds lose theirs."""
 MAX_LATEST = 200
 """Events that the log page shows."""
-MAX_CELLS = 4096
-"""Images of a sprite that are shown."""
+MAX_CELLS = 10_000
+"""Images of a picture that are shown, as many as a run may draw."""
+MIDDLE = "the middle of the log"
+"""What is left out of a run that was read from the two ends of a long log."""
 MAX_LOSSES = 60
 """Points of a client's loss within a round."""
 
@@ -76,11 +78,18 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Sprite:
-    """A picture of equal square cells; ``cells`` holds client, class and weight of each."""
+    """A picture of equal square cells; ``cells`` holds client, class and weight of each.
+
+    Attributes
+    ----------
+    down
+        Rows of the file, those of cells beyond ``MAX_CELLS`` too.
+    """
 
     path: str
     side: int
     across: int
+    down: int
     cells: tuple[tuple[str, int, float], ...]
     num_images: int
     time: float
@@ -241,11 +250,10 @@ QUIET = frozenset({"distill-progress", "train-progress", "heartbeat"})
 
 
 def is_warning(record: Record) -> bool:
-    """Whether an event tells of something that went wrong."""
+    """Whether an event tells of something that went wrong, once of each thing."""
     kind = record["kind"]
     return (
         kind in ("client-rejected", "client-clipped", "client-disbelieved", "training-failed")
-        or (kind == "reply-arrived" and bool(record.get("error")))
         or (kind == "round-end" and bool(record.get("kept")))
         or (kind == "run-end" and record.get("status") != "completed")
     )
@@ -333,6 +341,8 @@ def _run_end(run: Run, r: Record) -> None:
 
 def _heartbeat(run: Run, r: Record) -> None:
     run.beats = True
+    # A run that goes on is another process; the list of runs may not have read its start.
+    run.pid = words.whole(r, "pid") or run.pid
     run.load = words.numbers(r.get("load"), 12)
 
 
@@ -412,6 +422,9 @@ def _first(value: float | None, other: float | None) -> float | None:
 
 
 def _rejected(run: Run, r: Record) -> None:
+    # A score that does not count leaves the client's training as it was.
+    if r.get("phase", run.phase) == "evaluate":
+        return
     found = _part(run, r)
     if found:
         client, part = found
@@ -487,9 +500,11 @@ def _sprite(run: Run, r: Record) -> None:
     side, across, path = words.whole(r, "side"), words.whole(r, "across"), r.get("path")
     if not (isinstance(path, str) and 0 < side <= 1024 and 0 < across <= MAX_CELLS):
         return
-    rows = zip(
-        _list(r.get("owners")), _list(r.get("labels")), _list(r.get("weights")), strict=False
-    )
+    owners = r.get("owners")
+    down = max(-(-len(owners) // across), 1) if isinstance(owners, list) else 1
+    if isinstance(owners, list) and len(owners) > MAX_CELLS:
+        run.left_out.add(f"images beyond the first {MAX_CELLS:,} of a round")
+    rows = zip(_list(owners), _list(r.get("labels")), _list(r.get("weights")), strict=False)
     cells = tuple(
         (words.clean(owner, 40), label, float(weight) if is_number(weight) else 0.0)
         for owner, label, weight in rows
@@ -498,7 +513,7 @@ def _sprite(run: Run, r: Record) -> None:
     for owner, _, _ in cells:
         _client(run, owner)
     made = words.whole(r, "num_images")
-    _round(run, r).sprite = Sprite(path, side, across, cells, made, float(r["time"]))
+    _round(run, r).sprite = Sprite(path, side, across, down, cells, made, float(r["time"]))
 
 
 def _growth(run: Run, r: Record) -> None:
@@ -509,7 +524,7 @@ def _growth(run: Run, r: Record) -> None:
     _round(run, r).growth[client.name] = Growth(
         path,
         side,
-        tuple(c for c in _list(r.get("labels"), 1000) if _is_label(c)),
+        tuple(c for c in _list(r.get("labels")) if _is_label(c)),
         tuple(i for i in _list(r.get("iterations"), 16) if type(i) is int),
         float(r["time"]),
     )

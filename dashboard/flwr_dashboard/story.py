@@ -136,7 +136,7 @@ class Story:
     def _reject(self, client: int, reply: str, reason: str, phase: str) -> None:
         if phase == "clients":
             self._now.replies[reply] += 1
-        self._said("client-rejected", partition_id=client, reply=reply, reason=reason)
+        self._said("client-rejected", partition_id=client, reply=reply, reason=reason, phase=phase)
 
     # What the strategy's hooks tell.
 

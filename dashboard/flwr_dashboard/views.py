@@ -5,6 +5,7 @@ Knows no HTML; what it returns is what the templates place.
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -428,8 +429,33 @@ def run_config(run: Run) -> str:
     """Return the user's settings, or all where nobody says whose they are, for ``flwr run -c``."""
     chosen = {k: v for k, v in list(run.given.items())[:1000] if k in run.said or not run.said}
     lines = [(words.clean(key, 80), value) for key, value in chosen.items()]
-    # TOML writes texts and numbers as JSON does.
-    return "\n".join(f"{k} = {json.dumps(v)}" for k, v in lines if isinstance(v, Scalar))
+    return "\n".join(f"{_key(k)} = {_toml(v)}" for k, v in lines if isinstance(v, Scalar))
+
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+
+
+def _key(key: str) -> str:
+    """Return a dotted key as TOML has it, in quotes where it needs them."""
+    return key if _BARE.fullmatch(key) else _toml(key)
+
+
+def _toml(value: bool | float | str) -> str:
+    """Return a scalar as TOML writes it."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    # A half of a pair is no character.
+    return f'"{"".join(map(_escaped, value.encode("utf-8", "replace").decode()))}"'
+
+
+def _escaped(character: str) -> str:
+    """Return a character of a TOML text, by its number where it is no plain, visible one."""
+    if character in '"\\':
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"
 
 
 @dataclass(frozen=True)

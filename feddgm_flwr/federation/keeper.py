@@ -392,7 +392,7 @@ class RoundKeeper(Strategy):
             if isinstance(score, messages.Rejection):
                 aside = set_aside(sender, reply, score)
                 logger.warning("client %s gives no score: %s", sender, aside.reason)
-                self._tell.rejected(sender, aside.kind, aside.reason)
+                self._tell.rejected(aside, "evaluate")
             else:
                 assert sender is not None
                 scores.append(score)

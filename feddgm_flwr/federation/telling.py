@@ -21,12 +21,11 @@ from feddgm_flwr.events import (
     Emit,
     Phase,
     PhaseStart,
-    Reply,
     ReplyArrived,
     RoundStart,
 )
 from feddgm_flwr.federation import messages
-from feddgm_flwr.federation.screening import Screened
+from feddgm_flwr.federation.screening import Screened, SetAside
 from flwr_dashboard.story import PHASES, numbers_of
 
 MAX_LEFT_OUT = 100
@@ -121,17 +120,23 @@ class Teller:
                 )
             )
         for s in screened.set_aside:
-            self.rejected(s.partition_id, s.kind, s.reason)
+            self.rejected(s, "clients")
 
     def cut(self, cuts: Sequence[Cut]) -> None:
         """Tell which accepted replies claim more than counts."""
         for c in cuts:
             self._emit(ClientClipped(round=self.round, **asdict(c)))
 
-    def rejected(self, partition_id: int | None, reply: Reply, reason: str) -> None:
+    def rejected(self, aside: SetAside, phase: Phase) -> None:
         """Tell that a reply does not count."""
         self._emit(
-            ClientRejected(round=self.round, partition_id=partition_id, reply=reply, reason=reason)
+            ClientRejected(
+                round=self.round,
+                partition_id=aside.partition_id,
+                reply=aside.kind,
+                reason=aside.reason,
+                phase=phase,
+            )
         )
 
     def scored(self, partition_id: int, score: Evaluation, examples: int) -> None:

@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -202,6 +203,7 @@ def test_its_own_names_are_known(client, host):
     [
         {"origin": "http://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
         {"origin": "http://127.0.0.1:9999"},
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
         {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"},
@@ -371,6 +373,54 @@ def test_files_to_take_along(client, folder):
     for name in ("rounds.csv", "clients.csv", "report.html"):
         answer = client.get(f"/download/{name}?id=first")
         assert f'filename="{name}"' in answer.headers["content-disposition"]
+
+
+def long_log(folder, *, rounds=100, ended=True, pid=4):
+    """Write a run of many rounds whose best, 90 %, is in the middle of a log of over 10 MB."""
+    lines = [logs.start(rounds=rounds, pid=pid, machine={"host": socket.gethostname()})]
+    for number in range(1, rounds + 1):
+        best = 0.9 if number == rounds // 2 else 0.2
+        lines += logs.round_of(number, best, began=30.0 * number)
+        lines.append(logs.line("coffee-made", 30.0 * number, number, beans="x" * 120_000))
+    lines.append(logs.line("heartbeat", 30.0 * rounds + 31, rounds, pid=os.getpid(), load={}))
+    if ended:
+        lines.append(logs.line("run-end", 30.0 * rounds + 40, rounds, status="completed"))
+    logs.write(folder, lines)
+
+
+def test_a_long_log_is_taken_along_whole(tmp_path):
+    long_log(tmp_path / "a")
+    client = signed_in(tmp_path)
+    assert len(client.get("/download/rounds.csv?id=a").text.splitlines()) == 101
+    assert len(json.loads(client.get("/download/run.json?id=a").text)["rounds"]) == 100
+
+
+def test_a_long_log_is_scraped_whole_while_its_run_goes_on(tmp_path, monkeypatch):
+    long_log(tmp_path / "a", ended=False)
+    last = logs.T0 + 30.0 * 100 + 31
+    monkeypatch.setattr("time.time", lambda: last + 5)
+    text = signed_in(tmp_path).get("/metrics").text
+    # The first process of the log is none of this machine's; the heartbeat's is.
+    assert 'flwr_run_state{run="a",state="running"} 1.0' in text
+    assert 'flwr_run_round{run="a"} 100.0' in text
+    assert 'flwr_run_best_accuracy{run="a"} 0.9' in text
+
+
+def test_a_long_log_that_nobody_opened_has_no_best_in_a_scrape_and_a_least_in_the_list(tmp_path):
+    long_log(tmp_path / "a")
+    client = signed_in(tmp_path)
+    assert "flwr_run_best_accuracy" not in client.get("/metrics").text
+    assert "≥ 20.0 %" in text_of(client.get("/").text)
+    client.get("/download/run.json?id=a")
+    assert 'flwr_run_best_accuracy{run="a"} 0.9' in client.get("/metrics").text
+
+
+def test_rounds_before_the_present_one_are_done(tmp_path):
+    lines = [logs.start(), *logs.round_of(1, 0.5, began=1.0)]
+    noise = {"partition_id": 0, "iteration": 1, "iterations": 9, "loss": 0.5}
+    lines += [logs.line("distill-progress", 200 + i, 3, **noise) for i in range(400)]
+    logs.write(tmp_path / "a", lines)
+    assert "2 of 3" in text_of(signed_in(tmp_path).get("/").text)
 
 
 def test_metrics_tell_of_every_run(client):

@@ -4,15 +4,18 @@ import json
 import math
 import random
 import re
+import tomllib
 
 import dashboard_logs as logs
 import pytest
 
+from feddgm_flwr.config import settings
 from flwr_dashboard import compare, downloads, metrics, pages, tensorboard, views, words
 from flwr_dashboard.ask import Ask
 from flwr_dashboard.log import Tail, parse
+from flwr_dashboard.pictures import extent
 from flwr_dashboard.runs import Opened
-from flwr_dashboard.state import Run, is_warning, standing, take
+from flwr_dashboard.state import MAX_CELLS, MIDDLE, Run, is_warning, standing, take
 
 NOW = logs.T0 + 95
 
@@ -56,7 +59,55 @@ def test_a_client_goes_through_its_states():
     run = fold([*lines, asked, logs.line("reply-arrived", 97, 4, **arrived)])
     assert run.clients["0"].state == "failed"
     assert run.rounds[4].parts["0"].reason == "out of memory"
-    assert run.faults[-1][1] == "client 0 replied after 2.5 s with an error: out of memory"
+    assert not run.faults
+    bad = {"partition_id": 0, "reply": "failed", "reason": "the client failed: out of memory"}
+    take(run, parse(logs.line("client-rejected", 98, 4, **bad).encode()))
+    assert [said for _, said in run.faults] == [
+        "client 0 set aside (failed): the client failed: out of memory"
+    ]
+
+
+@pytest.mark.parametrize("told", [{"phase": "evaluate"}, {}], ids=["phase told", "older log"])
+def test_a_score_set_aside_leaves_the_clients_training(told):
+    lines = logs.whole(ended=False)
+    bad = {"partition_id": 1, "reply": "late", "reason": "no score within 9 s", **told}
+    lines += [
+        logs.line("phase-start", 93, 3, phase="evaluate"),
+        logs.line("client-rejected", 94, 3, **bad),
+    ]
+    run = fold(lines)
+    assert run.rounds[3].parts["1"].outcome == "replied"
+    assert run.set_aside() == 0
+    assert [said for _, said in run.faults] == ["client 1 set aside (late): no score within 9 s"]
+
+
+def test_a_picture_of_more_images_than_are_shown_keeps_its_height():
+    many = MAX_CELLS + 25
+    sprite = {"path": "images/s.png", "side": 2, "across": 10, "owners": [0] * many}
+    sprite |= {"labels": [0] * many, "weights": [1.0] * many, "num_images": many}
+    run = fold([logs.start(), logs.line("sprite-written", 1, 1, **sprite)])
+    assert len(run.rounds[1].sprite.cells) == MAX_CELLS
+    assert extent(run.rounds[1].sprite) == (20, 2 * (MAX_CELLS // 10 + 3))
+    assert run.left_out == {"images beyond the first 10,000 of a round"}
+
+
+def test_as_many_images_are_shown_as_a_run_may_draw():
+    for key in ("watch.images", "watch.growing"):
+        assert settings()[key].about.le == MAX_CELLS
+
+
+def test_a_heartbeat_says_which_process_it_is():
+    run = fold([logs.start(pid=4), logs.line("heartbeat", 9, 1, pid=5, load={})])
+    assert run.pid == 5
+
+
+def test_what_adds_up_is_not_told_of_a_log_that_was_not_read_whole():
+    run = fold(logs.whole())
+    run.left_out.add(MIDDLE)
+    text = metrics.scrape([("a", run, standing(run, NOW))])
+    assert 'flwr_run_accuracy{run="a",model="surrogate"} 0.75' in text
+    for name in ("best_accuracy", "bytes_total", "replies_total", "phase_seconds_total"):
+        assert f"flwr_run_{name}" not in text
 
 
 def test_the_accuracy_chart_names_first_last_and_control():
@@ -125,6 +176,36 @@ def test_settings_go_back_to_flwr_as_they_were():
         'recipe = "feddgm"',
     ]
     assert views.run_config(fold([logs.start()])) == 'data.name = "mnist5k"'
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.class-names", 'cat \U0001f431, "dog"\\'),
+        ("x", "a\u202eb\x7fc\n\td"),
+        ('a"b <', 1),
+        ("c.d", False),
+    ],
+)
+def test_settings_are_toml_that_says_the_same(key, value):
+    run = fold([logs.start(config={key: value}, said=[])])
+    written = views.run_config(run)
+    assert written.isprintable()
+    assert flattened(tomllib.loads(written)) == {key: value}
+
+
+def test_half_a_character_is_none():
+    run = fold([logs.start(config={"x": "\ud83d"}, said=[])])
+    assert views.run_config(run) == 'x = "?"'
+
+
+def flattened(tree, above=""):
+    """Return a tree's leaves by dotted keys."""
+    leaves = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        leaves |= flattened(value, f"{above}{key}.") if inner else {above + key: value}
+    return leaves
 
 
 def test_tables_for_other_programs():
