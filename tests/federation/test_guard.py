@@ -1,10 +1,15 @@
 """Laws of the guarded grid: one client's bytes spoil one reply, a lost SuperLink is no client's."""
 
+import threading
+import time
+from concurrent.futures import wait
+
 import grpc
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from feddgm_flwr.federation import guard
 from feddgm_flwr.federation.guard import GuardedGrid
 from feddgm_flwr.federation.messages import Expected
 from feddgm_flwr.federation.screening import screen
@@ -62,6 +67,86 @@ def test_a_reply_that_cannot_be_unpacked_is_a_failed_one_and_the_others_come(err
     expected = {4: Expected({}, 3, False, lambda extra: "")}
     [aside] = screen([by_id["m1"]], {"m1": 4}, expected).set_aside
     assert (aside.partition_id, aside.kind) == (4, "failed")
+
+
+class Stalling(Inner):
+    """A grid that waits within a pull for what a dying device has announced, as Flower's does."""
+
+    def __init__(self, announced):
+        super().__init__(set(), None)
+        self.announced, self.uploaded, self.pulls = announced, threading.Event(), []
+
+    def pull_messages(self, message_ids):
+        self.pulls += message_ids
+        if self.announced in message_ids:
+            self.uploaded.wait()
+        return super().pull_messages(message_ids)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(guard, "PATIENCE_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_device_that_dies_while_it_sends_holds_up_neither_the_others_nor_the_round():
+    inner, silent = Stalling("m0"), []
+    grid = WatchedGrid(GuardedGrid(inner), silent=silent.append)
+    began = time.monotonic()
+    replies = grid.send_and_receive(questions(3), timeout=0.5)
+    assert 0.5 <= time.monotonic() - began < 5
+    assert {r.metadata.reply_to_message_id for r in replies} == {"m1", "m2"}
+    assert [asked.message_id for asked in silent] == ["m0"]
+    # Whom a pull waits for already is not pulled again.
+    assert inner.pulls.count("m0") == 1
+    inner.uploaded.set()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_reply_comes_with_a_later_pull():
+    inner = Stalling("m0")
+    grid = GuardedGrid(inner)
+    grid.push_messages(questions(1))
+    assert grid.pull_messages({"m0"}) == []
+    inner.uploaded.set()
+    until = time.monotonic() + 10
+    while not (come := grid.pull_messages({"m0"})) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert [r.metadata.reply_to_message_id for r in come] == ["m0"]
+
+
+class SlowlySpoilt(Stalling):
+    def pull_messages(self, message_ids):
+        super().pull_messages(message_ids)
+        raise self.error
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("error", [TimeoutError("bytes"), ValueError("bytes")])
+def test_a_slow_reply_that_cannot_be_unpacked_is_a_failed_one(error):
+    inner = SlowlySpoilt("m0")
+    inner.error = error
+    grid = GuardedGrid(inner)
+    grid.push_messages(questions(1))
+    assert grid.pull_messages({"m0"}) == []
+    inner.uploaded.set()
+    until = time.monotonic() + 10
+    while not (come := grid.pull_messages({"m0"})) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert "its reply cannot be unpacked" in come[0].error.reason
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_superlink_that_is_lost_during_a_slow_pull_raises_at_the_next():
+    inner = SlowlySpoilt("m0")
+    inner.error = grpc.RpcError("gone")
+    grid = GuardedGrid(inner)
+    grid.push_messages(questions(1))
+    assert grid.pull_messages({"m0"}) == []
+    inner.uploaded.set()
+    wait(grid._under_way.values(), 10)
+    with pytest.raises(grpc.RpcError, match="gone"):
+        grid.pull_messages({"m0"})
 
 
 class OverHTTP(Exception):
