@@ -17,6 +17,7 @@ from inline_grid import simulated
 from inprocess_run import events_of, power_cut, round_of, run, said, same_models, trained
 
 from feddgm_flwr.federation import checkpoint
+from feddgm_flwr.federation.screening import NoReplyError
 from feddgm_flwr.priors.glyphs import shipped
 
 HERE = Path(__file__).parent
@@ -208,6 +209,25 @@ def test_a_run_goes_on_with_as_many_clients_as_it_began_with(one_round, copied):
     how = {"method": "fedavg", "num_server_rounds": 2, "resume": True}
     with pytest.raises(ValueError, match=r"divided into 2 parts, .* num-partitions = 3; start 2"):
         run(copied(one_round), clients=3, **how)
+
+
+def test_another_division_than_that_of_the_rounds_done_is_refused(one_round, copied):
+    how = {"method": "fedavg", "num_server_rounds": 2, "resume": True}
+    with pytest.raises(ValueError, match=r"rounds.partitions = 3, .* divided into 2 parts; leave"):
+        run(copied(one_round), clients=3, rounds__partitions=3, **how)
+
+
+def test_a_division_on_which_no_model_rests_may_change(tmp_path):
+    def silent(message, reply, partition_id):
+        return None if trained(message) else reply
+
+    how = {"method": "fedavg", "num_server_rounds": 1}
+    with pytest.raises(NoReplyError):
+        run(tmp_path, clients=3, tamper=silent, **how)
+    assert checkpoint.load(tmp_path).known.partitions == 0
+    resumed = run(tmp_path, clients=2, resume=True, **how | {"num_server_rounds": 2})
+    assert resumed.of("round-start")[-1]["clients"] == [0, 1]
+    assert checkpoint.load(tmp_path).known.partitions == 2
 
 
 def test_nodes_that_contradict_each_other_begin_nothing(tmp_path):

@@ -78,8 +78,10 @@ class Checkpoint:
 
     @property
     def known(self) -> Known:
-        """Whom the run knew."""
-        return Known(self.partitions, self.clients, self.owners, self.own_data)
+        """Whom the run knew; no division of the data binds on which no model rests."""
+        used = any(not r.get("kept") for r in self.results["rounds"])
+        partitions = self.partitions if used else 0
+        return Known(partitions, self.clients, self.owners, self.own_data)
 
 
 def save(out_dir: Path, checkpoint: Checkpoint) -> None:

@@ -8,8 +8,8 @@ need be with the old model.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import fsum
@@ -148,7 +148,7 @@ class RoundKeeper(Strategy):
         self.roster = Roster(
             min_clients=config.rounds.min_clients,
             wait_s=config.rounds.node_wait_s,
-            partitions=known.partitions or config.rounds.partitions,
+            partitions=divided(known.partitions, config.rounds.partitions),
             clients=known.clients,
             owners=known.owners,
             own_data=known.own_data,
@@ -156,7 +156,8 @@ class RoundKeeper(Strategy):
             widths=config.surrogate.widths,
         )
         self._threads = num_threads
-        self._done_before, self._saved = state.server_round, True
+        self._done_before = state.server_round
+        self._unsaved: checkpoint.Checkpoint | None = None
         self._round = _Round(0, 0.0, {}, {}, [])
 
     def run(self, grid: Grid) -> None:
@@ -175,15 +176,16 @@ class RoundKeeper(Strategy):
             # A crash may have come between the checkpoint and this.
             insist(partial(self.results.save, self._out_dir), "result.json", self._out_dir)
         else:
-            self.start(
-                WatchedGrid(grid, arrived=self._arrived),
-                messages.to_record(self.state.surrogate),
-                num_rounds=left,
-                timeout=self._config.rounds.timeout_s,
-                evaluate_fn=self.end_round,
-            )
-        if not self._saved:
-            insist(self._save, "the last round", self._out_dir)
+            with self._rescued():
+                self.start(
+                    WatchedGrid(grid, arrived=self._arrived),
+                    messages.to_record(self.state.surrogate),
+                    num_rounds=left,
+                    timeout=self._config.rounds.timeout_s,
+                    evaluate_fn=self.end_round,
+                )
+        if self._unsaved is not None:
+            insist(self._write, "the last round", self._out_dir)
         if all(done.kept for done in self.results.rounds):
             raise NoReplyError(
                 f"no round of {len(self.results.rounds)} made a new model, the last because "
@@ -498,29 +500,68 @@ class RoundKeeper(Strategy):
             )
 
     def _save(self) -> None:
-        """Write the checkpoint, which comes first, and the result."""
-        self._saved = False
-        checkpoint.save(
-            self._out_dir,
-            checkpoint.Checkpoint(
-                state=self.state,
-                results=self.results.to_dict(),
-                config=self._config.flat(),
-                prior=self._prior,
-                partitions=self.roster.partitions,
-                clients=self.roster.clients,
-                owners=self.roster.owners,
-                own_data=sorted(self.roster.own_data),
-                threads=self._threads,
-            ),
+        """Save the round that is done."""
+        self._unsaved = checkpoint.Checkpoint(
+            state=self.state,
+            results=self.results.to_dict(),
+            config=self._config.flat(),
+            prior=self._prior,
+            partitions=self.roster.partitions,
+            clients=self.roster.clients,
+            owners=self.roster.owners,
+            own_data=sorted(self.roster.own_data),
+            threads=self._threads,
         )
+        self._write()
+
+    def _write(self) -> None:
+        """Write the checkpoint, which comes first, and the result."""
+        assert self._unsaved is not None
+        checkpoint.save(self._out_dir, self._unsaved)
         self.results.save(self._out_dir)
-        self._saved = True
+        self._unsaved = None
+
+    @contextmanager
+    def _rescued(self) -> Iterator[None]:
+        """Write what a full disk refused, before an error ends the run and its memory."""
+        try:
+            yield
+        except BaseException:
+            if self._unsaved is not None:
+                done = self._unsaved.state.server_round
+                try:
+                    self._write()
+                except OSError as error:
+                    logger.error(
+                        "round %d cannot be written to out-dir %r (%s), and is lost with the run",
+                        done,
+                        str(self._out_dir),
+                        why(error),
+                    )
+                else:
+                    logger.info("round %d: written after all, before the run ends", done)
+            raise
 
     def _left_s(self) -> float:
         spent = [r.seconds for r in self.results.rounds[self._done_before :]]
         left = self._config.num_server_rounds - self.state.server_round
         return left * sum(spent) / len(spent)
+
+
+def divided(before: int, said: int) -> int:
+    """Return into how many parts the data are divided, as far as that is known; else 0.
+
+    Raises
+    ------
+    ValueError
+        The rounds of the run so far rest on another division than is said.
+    """
+    if before and said and before != said:
+        raise ValueError(
+            f"rounds.partitions = {said}, and the rounds that this run has done rest on data that "
+            f"are divided into {before} parts; leave it out, or start a new run in another out-dir"
+        )
+    return before or said
 
 
 def spending(spent: PrivacySpent) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from feddgm_flwr.data.settings import DataConfig
 from feddgm_flwr.events import ClientAsked, ClientClipped, RoundEnd, RoundStart, Scored
 from feddgm_flwr.federation import checkpoint
 from feddgm_flwr.federation.keeper import RoundKeeper
+from feddgm_flwr.federation.roster import TooFewClientsError
 from feddgm_flwr.federation.screening import NoReplyError
 from feddgm_flwr.methods.halves import ServerHalf
 from feddgm_flwr.monitoring.results import Results, Scores
@@ -56,6 +57,7 @@ class Kept:
         down=None,
         show=None,
         fails="",
+        run=True,
         **said,
     ):
         said = {k.replace("__", ".").replace("_", "-"): v for k, v in said.items()}
@@ -64,6 +66,7 @@ class Kept:
         params = params_of(build_surrogate(config.surrogate, DIGITS))
         self.first = ServerState(0, {k: torch.full_like(v, 0.01) for k, v in params.items()})
         self.told, self.shown, self.scored = [], [], []
+        self.listen = lambda event: None
         self.grid = InlineGrid(client_app.app, flat, simulated(clients), tamper=tamper)
         more = {} if down is None else {"down": down}
         self.keeper = RoundKeeper(
@@ -75,12 +78,17 @@ class Kept:
             num_threads=1,
             results=Results.of(config) if after is None else after.results,
             out_dir=folder,
-            emit=self.told.append,
+            emit=self.tell,
             score=self.score,
             show=show or (lambda number, report: self.shown.append((number, report))),
         )
-        with pytest.raises(NoReplyError, match=fails) if fails else nullcontext():
-            self.keeper.run(self.grid)
+        if run:
+            with pytest.raises(NoReplyError, match=fails) if fails else nullcontext():
+                self.keeper.run(self.grid)
+
+    def tell(self, event):
+        self.told.append(event)
+        self.listen(event)
 
     def score(self, state):
         self.scored.append(state.server_round)
@@ -202,6 +210,45 @@ def test_at_the_end_the_server_insists(tmp_path, monkeypatch):
     Kept(tmp_path, Half(), num_server_rounds=2)
     assert refused == [1, 2, 2, 2, 2]
     assert checkpoint.load(tmp_path).state.server_round == 2
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_what_a_full_disk_refused_is_written_before_an_error_ends_the_run(
+    room, tmp_path, monkeypatch, caplog
+):
+    refused = refusing(monkeypatch, times=2 if room else 100)
+    kept = Kept(tmp_path, Half(), run=False, num_server_rounds=3)
+
+    def leave(event):
+        if isinstance(event, RoundEnd) and event.round == 2:
+            kept.grid.contexts.clear()
+
+    kept.listen = leave
+    with pytest.raises(TooFewClientsError):
+        kept.keeper.run(kept.grid)
+    assert refused == ([1, 2] if room else [1, 2, 2])
+    assert checkpoint.is_there(tmp_path) == room
+    if room:
+        assert checkpoint.load(tmp_path).state.server_round == 2
+        assert len(checkpoint.load(tmp_path).results["rounds"]) == 2
+    else:
+        assert "round 2 cannot be written" in caplog.text.splitlines()[-1]
+
+
+def test_an_error_between_a_round_and_its_record_writes_no_half_of_it(tmp_path, monkeypatch):
+    refusing(monkeypatch, times=1)
+    kept = Kept(tmp_path, Half(), run=False, num_server_rounds=3)
+
+    def broken(state):
+        if state.server_round == 2:
+            raise KeyError("w")
+        return Scores()
+
+    kept.keeper._score = broken
+    with pytest.raises(KeyError):
+        kept.keeper.run(kept.grid)
+    saved = checkpoint.load(tmp_path)
+    assert (saved.state.server_round, len(saved.results["rounds"])) == (1, 1)
 
 
 def test_a_checkpoint_is_saved_after_every_round(tmp_path):
