@@ -12,6 +12,7 @@ from typing import TypeGuard, TypeVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
 from feddgm_flwr.core.evaluation import Evaluation
 from feddgm_flwr.core.local import Task
@@ -266,6 +267,14 @@ def guarded(parse: Callable[[], T]) -> T | Rejection:
         return parse()
     except Exception as error:
         return Rejection(f"the reply cannot be judged ({type(error).__name__}: {error})")
+
+
+_EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+
+
+def expired(reply: Message) -> bool:
+    """Return whether this is the SuperLink's word that a message's, or a reply's, time is up."""
+    return reply.has_error() and reply.error.code in _EXPIRED
 
 
 def parse_evaluation(message: Message) -> tuple[Evaluation, int] | Rejection:

@@ -1,9 +1,11 @@
 """Who is online, by partition id: node ids are random in every run, these are not.
 
-Each new node is asked who it is (again if it stays silent, at most ``ATTEMPTS`` times, and anew
-when it returns); a known one only when it is doubted, for it may be started again as another
-device under the same key. Waiting is bounded and says every ``SAY_S`` seconds who is missing. A
-partition id belongs to the node that first answered for it. Knows nothing of rounds.
+Each new node is asked who it is. One that stays silent, or whose answer was of no use, is asked
+again each time that it is looked for, as it may be busy or may be put right meanwhile, and an
+answer is heard whenever it comes; but only ``ATTEMPTS`` of its silences are waited for. A known
+node is asked only when it is doubted, for it may be started again as another device under the same
+key. Waiting is bounded and says every ``SAY_S`` seconds who is missing. A partition id belongs to
+the node that first answered for it. Knows nothing of rounds.
 """
 
 import logging
@@ -21,6 +23,7 @@ from feddgm_flwr.federation.messages import (
     WHOAMI,
     Identity,
     Rejection,
+    expired,
     guarded,
     parse_identity,
 )
@@ -28,12 +31,15 @@ from feddgm_flwr.federation.messages import (
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2
+"""Unanswered questions to a node that are waited for; it is asked more often."""
 POLL_S = 1.0
 SAY_S = 15.0
 """Seconds between two lines that say who is missing."""
 NEWCOMER_S = 30.0
 """Longest wait for a newcomer's answer, once there have been enough clients: a silent node must
 not hold up every round."""
+LIVES_S = 43_200.0
+"""Seconds that a question lives: an answer may come while nobody waits for one, in a round."""
 NAMED = 10
 """Clients that a line names, at most."""
 
@@ -44,10 +50,10 @@ class TooFewClientsError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question that is not answered yet."""
+    """A question that is not answered yet, and when it was asked."""
 
     node: int
-    until: float
+    at: float
 
 
 def _named(numbers: list[int]) -> str:
@@ -108,7 +114,8 @@ class Roster:
         self._settled, self._met = bool(partitions), False
         self._known: dict[int, Identity] = {}
         self._doubted: set[int] = set()
-        self._attempts: Counter[int] = Counter()
+        self._silences: Counter[int] = Counter()
+        self._asked_now: set[int] = set()
         self._open: dict[str, _Asked] = {}
         self._said: set[tuple[int, str]] = set()
         self._away: list[int] = []
@@ -142,7 +149,6 @@ class Roster:
         """Ask ``node`` anew before it takes part again: its reply was not that of who it said."""
         if node in self._known and node not in self._doubted:
             self._doubted.add(node)
-            self._attempts.pop(node, None)
 
     @property
     def _sure(self) -> set[int]:
@@ -165,17 +171,18 @@ class Roster:
         """
         began = said = time.monotonic()
         deadline = began + self._wait_s
-        patient = min(deadline, began + NEWCOMER_S) if self._met else deadline
+        self._asked_now = set()
         while True:
             nodes = set(grid.get_node_ids())
             self._forget_absent(nodes)
-            self._ask(nodes, grid, until=max(deadline, time.monotonic() + POLL_S))
+            self._ask(nodes, grid)
             self._hear(grid)
             dispute = self._agree()
             online = {} if dispute else self._by_partition(nodes)
             now = time.monotonic()
-            if len(online) >= self._min_clients and (not self._open or now >= patient):
+            if len(online) >= self._min_clients and (now >= deadline or not self._awaited(now)):
                 self._met = True
+                self._leave_silent_out()
                 self.own_data |= {p for p, n in online.items() if not self._known[n].num_partitions}
                 self._say_who_stays_away(online)
                 return online
@@ -185,6 +192,21 @@ class Roster:
                 said = now
                 self._say_who_is_missing(nodes, online, deadline - now)
             time.sleep(POLL_S)
+
+    def _awaited(self, now: float) -> bool:
+        """Return whether an answer may come for which it is worth to wait."""
+        if not self._met:
+            return bool(self._open)
+        return any(
+            now < asked.at + NEWCOMER_S and self._silences[asked.node] <= ATTEMPTS
+            for asked in self._open.values()
+        )
+
+    def _leave_silent_out(self) -> None:
+        """Name the nodes that have not answered as such."""
+        for node in sorted({a.node for a in self._open.values()} - self.left_out.keys()):
+            reason = "it has not answered yet who it is"
+            self._leave_out(node, reason, logging.WARNING)
 
     def _too_few(self, found: int) -> TooFewClientsError:
         return TooFewClientsError(
@@ -227,69 +249,63 @@ class Roster:
 
     def _forget_absent(self, nodes: set[int]) -> None:
         """Let a node that left be asked at once when it returns."""
-        for node in set(self._attempts) - nodes - self._sure:
-            del self._attempts[node]
+        for node in set(self._silences) - nodes - self._sure:
+            del self._silences[node]
             self.left_out.pop(node, None)
+        self._asked_now &= nodes
         self._open = {i: a for i, a in self._open.items() if a.node in nodes}
 
-    def _ask(self, nodes: set[int], grid: Grid, *, until: float) -> None:
-        """Ask the nodes that are new, or were silent, who they are."""
-        waiting, sure = {a.node for a in self._open.values()}, self._sure
-        new = [
-            n
-            for n in sorted(nodes)
-            if n not in sure and n not in waiting and self._attempts[n] < ATTEMPTS
-        ]
+    def _ask(self, nodes: set[int], grid: Grid) -> None:
+        """Ask the nodes that are not known who they are, if none of this wait has been asked yet.
+
+        A question that is younger than a wait is not repeated.
+        """
+        now = time.monotonic()
+        young = {a.node for a in self._open.values() if now < a.at + self._wait_s}
+        new = sorted(nodes - self._sure - self._asked_now - young)
         if not new:
             return
-        self._attempts.update(new)
+        self._asked_now |= set(new)
+        self._silences.update(new)
         questions = [
             Message(
                 content=RecordDict({CONFIG: ConfigRecord()}),
                 message_type=f"{MessageType.QUERY}.{WHOAMI}",
                 dst_node_id=node,
-                ttl=until - time.monotonic(),
+                ttl=LIVES_S,
             )
             for node in new
         ]
         grid.push_messages(questions)
-        asked = {q.metadata.message_id: _Asked(q.metadata.dst_node_id, until) for q in questions}
-        self._open |= asked
+        self._open |= {
+            q.metadata.message_id: _Asked(q.metadata.dst_node_id, now) for q in questions
+        }
 
     def _hear(self, grid: Grid) -> None:
-        """Take in the answers that are here, and give up on those that are not in time."""
+        """Take in the answers that are here."""
         if not self._open:
             return
         answers: dict[int, Identity | Rejection] = {}
         for reply in grid.pull_messages(set(self._open)):
             asked = self._open.pop(reply.metadata.reply_to_message_id, None)
-            if asked is not None:
+            if asked is not None and not expired(reply):
                 answers[asked.node] = guarded(partial(parse_identity, reply))
-        now = time.monotonic()
-        for message_id, asked in list(self._open.items()):
-            if now >= asked.until:
-                del self._open[message_id]
-                answers[asked.node] = Rejection("it did not answer in time")
         for node, answer in sorted(answers.items()):
+            self._silences[node] = 0
             self._take(node, answer)
+        self._open = {i: a for i, a in self._open.items() if a.node not in answers}
 
     def _take(self, node: int, answer: Identity | Rejection) -> None:
         if isinstance(answer, Rejection):
-            logger.warning("node %d is left out: %s", node, answer.reason)
-            self.left_out[node] = answer.reason
+            self._leave_out(node, answer.reason, logging.WARNING)
         elif answer.surrogate_width not in {0, *self._widths}:
-            logger.error(
-                "node %d is left out: it says surrogate-width = %d, and this run's surrogates "
-                "have %s; start it with one of these, or the run with "
-                "surrogate.narrow-widths",
+            said = f"it says surrogate-width = {answer.surrogate_width}"
+            widths = " or ".join(map(str, sorted(self._widths)))
+            self._leave_out(
                 node,
-                answer.surrogate_width,
-                " or ".join(map(str, sorted(self._widths))),
+                f"{said}, and this run's surrogates have {widths}; start it with one of these, or "
+                "the run with surrogate.narrow-widths",
             )
-            self.left_out[node] = (
-                f"it says surrogate-width = {answer.surrogate_width}, which this run lacks"
-            )
-            self._attempts[node] = ATTEMPTS
         else:
             self._know(node, answer)
 
@@ -330,7 +346,7 @@ class Roster:
             reason = (
                 f"it says num-partitions = {identity.num_partitions}, the others {self.partitions}"
             )
-            self._leave_out(node, reason, f"node {node} is left out: {reason}")
+            self._leave_out(node, reason)
         return ""
 
     def _fitting(self) -> dict[int, Identity]:
@@ -338,11 +354,14 @@ class Roster:
         fits = (0, self.partitions)
         return {n: i for n, i in self._known.items() if i.num_partitions in fits}
 
-    def _leave_out(self, node: int, reason: str, line: str) -> None:
+    def _leave_out(
+        self, node: int, reason: str, level: int = logging.ERROR, line: str = ""
+    ) -> None:
+        """Note why a node may not take part, and log it once."""
         self.left_out[node] = reason
         if (node, reason) not in self._said:
             self._said.add((node, reason))
-            logger.error("%s", line)
+            logger.log(level, "%s", line or f"node {node} is left out: {reason}")
 
     def _by_partition(self, nodes: set[int]) -> dict[int, int]:
         """Return the online nodes by partition id; of several that claim one, its owner.
@@ -371,7 +390,7 @@ class Roster:
                 self._leave_out(
                     node,
                     f"node {first} says partition-id = {partition_id} too",
-                    f"nodes {first} and {node} both say partition-id = {partition_id}; only the "
-                    "first takes part, so give each SuperNode a partition-id of its own",
+                    line=f"nodes {first} and {node} both say partition-id = {partition_id}; only "
+                    "the first takes part, so give each SuperNode a partition-id of its own",
                 )
         return found

@@ -9,13 +9,13 @@ from functools import partial
 from typing import Literal
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
 
 from feddgm_flwr.core.state import ClientUpdate
 from feddgm_flwr.federation.messages import (
     Expected,
     Rejection,
     content_bytes,
+    expired,
     guarded,
     parse_reply,
     reported,
@@ -23,8 +23,6 @@ from feddgm_flwr.federation.messages import (
 
 Kind = Literal["failed", "malformed", "late"]
 
-EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-"""Codes of the errors that the SuperLink makes of a message, or a reply, whose time is up."""
 LATE = "it did not answer in time"
 
 
@@ -132,7 +130,7 @@ def set_aside(sender: int | None, reply: Message, rejection: Rejection) -> SetAs
     """Return in which way a rejected reply is bad, and why."""
     if not reply.has_error():
         return SetAside(sender, "malformed", rejection.reason)
-    if reply.error.code in EXPIRED:
+    if expired(reply):
         return SetAside(sender, "late", LATE)
     return SetAside(sender, "failed", rejection.reason)
 
