@@ -191,7 +191,7 @@ class Expected:
     counts
         Whether it shares the numbers of its labels.
     wrong
-        Says why a method's addition cannot be believed, or "".
+        Says why what a method adds to so many examples cannot be believed, or "".
     surrogate
         Name of that surrogate.
     may_stay
@@ -201,7 +201,7 @@ class Expected:
     template: Params
     num_classes: int
     counts: bool
-    wrong: Callable[[Extra], str]
+    wrong: Callable[[Extra, int], str]
     surrogate: str = SURROGATE
     may_stay: bool = False
 
@@ -223,7 +223,7 @@ def parse_reply(message: Message, expected: Expected) -> ClientUpdate | Rejectio
         or _wrong_arrays(params, template)
         or _wrong_movement(params, template, may_stay=expected.may_stay)
         or ("" if expected.counts else _unasked_counts(metrics))
-        or expected.wrong(extra)
+        or expected.wrong(extra, _int(metrics[NUM_EXAMPLES]))
         or ("" if all_finite(extra.tensors) else "what it sends beside holds NaN or infinity")
     )
     if reason:

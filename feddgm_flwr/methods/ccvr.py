@@ -24,6 +24,7 @@ mean's, for the paper calibrates but once, at the end.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -52,8 +53,6 @@ logger = logging.getLogger(__name__)
 COUNTS, MEANS, COVARIANCES = "counts", "means", "covariances"
 BATCH = 500
 """Images a pass through the extractor."""
-MOST = 10**9
-"""Largest believable number of images of a class."""
 FARTHEST = 1e4
 """Largest believable feature, either way; of a covariance its square."""
 
@@ -114,15 +113,23 @@ class Moments:
         return Extra(tensors=dict(zip((COUNTS, MEANS, COVARIANCES), parts, strict=True)))
 
 
-def pooled(replies: Sequence[Moments]) -> Moments:
-    """Return the moments of all replies' features together, in double precision."""
+def pooled(replies: Sequence[Moments], voices: Sequence[float]) -> Moments:
+    """Return the moments of all replies' features together, in double precision.
+
+    Parameters
+    ----------
+    voices
+        How often each feature of a reply counts: once, unless the reply claims more than counts.
+    """
     counts = torch.stack([r.counts for r in replies]).sum(0)
     means, covariances = [], []
     for c in counts.nonzero().flatten().tolist():
-        parts = [_of_class(r, c) for r in replies if r.counts[c]]
-        total = int(counts[c])
-        mean = torch.stack([n * m for n, m, _ in parts]).sum(0) / total
-        scatter = torch.stack([(n - 1) * s + n * torch.outer(m, m) for n, m, s in parts]).sum(0)
+        parts = [(v, *_of_class(r, c)) for v, r in zip(voices, replies, strict=True) if r.counts[c]]
+        total = sum(v * n for v, n, _, _ in parts)
+        mean = torch.stack([v * n * m for v, n, m, _ in parts]).sum(0) / total
+        scatter = torch.stack(
+            [v * ((n - 1) * s + n * torch.outer(m, m)) for v, n, m, s in parts]
+        ).sum(0)
         means.append(mean)
         covariances.append((scatter - total * torch.outer(mean, mean)) / max(1, total - 1))
     return Moments(counts, torch.stack(means), torch.stack(covariances))
@@ -181,7 +188,7 @@ def up(task: Task, walk: Walk, data: ImageSet) -> Extra:
     return Moments.of(found, data.labels.cpu(), counts).written()
 
 
-def wrong(extra: Extra, *, classes: int, width: int) -> str:
+def wrong(extra: Extra, num_examples: int, *, classes: int, width: int) -> str:
     """Return why a reply's moments cannot be believed, or ""."""
     if extra.numbers or set(extra.tensors) != {COUNTS, MEANS, COVARIANCES}:
         return (
@@ -193,17 +200,17 @@ def wrong(extra: Extra, *, classes: int, width: int) -> str:
     present = int((counts > 0).sum())
     if not present or (counts < 0).any():
         return f"{COUNTS} must be >= 0 and of one class at least"
+    if sum(counts.tolist()) != num_examples:
+        return f"{COUNTS} must add up to the {num_examples} images that it says it has"
     if not (means.is_floating_point() and covariances.is_floating_point()):
         return f"{MEANS} and {COVARIANCES} must be floats"
     shapes = tuple(means.shape), tuple(covariances.shape)
     if shapes != ((present, width), (present, width, width)):
         return f"moments of {present} classes must be of {width} features, got shapes {shapes}"
-    return _wrong_values(counts, means, covariances)
+    return _wrong_values(means, covariances)
 
 
-def _wrong_values(counts: Tensor, means: Tensor, covariances: Tensor) -> str:
-    if int(counts.max()) > MOST:
-        return f"{COUNTS} must be at most {MOST}, got {int(counts.max())}"
+def _wrong_values(means: Tensor, covariances: Tensor) -> str:
     if not float(means.abs().max()) <= FARTHEST:
         return f"{MEANS} must be between -{FARTHEST:g} and {FARTHEST:g}"
     if not float(covariances.abs().max()) <= FARTHEST**2:
@@ -227,7 +234,11 @@ def advance(
     """
     server_round = state.server_round + 1
     mean = mean_of.of(updates, state.surrogate)
-    moments = pooled([Moments.read(u.extra) for u in updates])
+    replies, voices = [Moments.read(u.extra) for u in updates], mean_of.voices(updates)
+    # Under a mean that counts images each counts once, but for claims that were cut.
+    scale = sum(u.num_examples for u in updates) / sum(voices)
+    heard = [scale * v / int(r.counts.sum()) for v, r in zip(voices, replies, strict=True)]
+    moments = pooled(replies, heard)
     rng = derive(seed, "virtual-features", server_round)
     classifier = {k: mean[k] for k in CLASSIFIER}
     try:
@@ -254,10 +265,8 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
         mean_of = config.server.mean
         return advance(state, updates, own, seed=config.seed, mean_of=mean_of), None
 
-    def wrong_here(extra: Extra) -> str:
-        return wrong(extra, classes=layer.out_features, width=layer.in_features)
-
-    return ServerHalf(advance=advanced, wrong=wrong_here, shown=shown)
+    believable = partial(wrong, classes=layer.out_features, width=layer.in_features)
+    return ServerHalf(advance=advanced, wrong=believable, shown=shown)
 
 
 METHODS = {

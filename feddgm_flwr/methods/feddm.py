@@ -181,7 +181,7 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
         return replace(state, server_round=number, surrogate=surrogate), RoundReport((), images)
 
     return ServerHalf(
-        advance=advance, wrong=lambda extra: wrong(extra, own, spec), takes_params=False
+        advance=advance, wrong=lambda extra, _: wrong(extra, own, spec), takes_params=False
     )
 
 

@@ -12,13 +12,14 @@ steps it is FedAvg. A reply says its tau_i.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.state import ClientUpdate, ServerState
 from feddgm_flwr.events import Emit
 from feddgm_flwr.methods.halves import ClientHalf, Method, ServerHalf
-from feddgm_flwr.methods.steps import STEPS, up, wrong
+from feddgm_flwr.methods.steps import STEPS, capped, up, wrong
 
 if TYPE_CHECKING:
     from feddgm_flwr.build import Tools
@@ -45,12 +46,14 @@ def advance(state: ServerState, updates: Sequence[ClientUpdate], *, momentum: fl
 
 
 def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
+    client = config.client
+
     def advanced(
         state: ServerState, updates: Sequence[ClientUpdate], population: int
     ) -> tuple[ServerState, None]:
-        return advance(state, updates, momentum=config.client.momentum), None
+        return advance(state, capped(updates, client), momentum=client.momentum), None
 
-    return ServerHalf(advance=advanced, wrong=wrong)
+    return ServerHalf(advance=advanced, wrong=partial(wrong, config=client))
 
 
 METHODS = {"fednova": Method(server=_server, client=lambda config: ClientHalf(up=up))}

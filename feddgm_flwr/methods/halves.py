@@ -57,7 +57,7 @@ def _as_it_is(state: ServerState) -> ServerState:
     return state
 
 
-def _unasked(extra: Extra) -> str:
+def _unasked(extra: Extra, num_examples: int) -> str:
     return "" if extra == Extra() else "it sends more than this method asks for"
 
 
@@ -96,7 +96,7 @@ class ServerHalf:
     shown
         The state as it is scored and saved for use, where that is not what clients are sent.
     wrong
-        Why a reply's addition cannot be believed, or "".
+        Why the addition of a reply of so many examples cannot be believed, or "".
     takes_params
         Whether a reply holds the trained surrogate; where not, its addition is all that it holds.
     close
@@ -106,7 +106,7 @@ class ServerHalf:
     advance: Advance
     down: Callable[[ServerState, int], Extra] = _nothing_down
     shown: Callable[[ServerState], ServerState] = _as_it_is
-    wrong: Callable[[Extra], str] = _unasked
+    wrong: Callable[[Extra, int], str] = _unasked
     takes_params: bool = True
     close: Callable[[], None] = lambda: None
 

@@ -14,6 +14,7 @@ than FedAvg's. One vector, c - c_i, goes down beside x.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from feddgm_flwr.core.state import ClientUpdate, Extra, ServerState
 from feddgm_flwr.core.training import Rule
 from feddgm_flwr.events import Emit
 from feddgm_flwr.methods.halves import ClientHalf, Method, ServerHalf
-from feddgm_flwr.methods.steps import STEPS, up, wrong
+from feddgm_flwr.methods.steps import STEPS, capped, up, wrong
 
 if TYPE_CHECKING:
     from feddgm_flwr.build import Tools
@@ -133,14 +134,14 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     ) -> tuple[ServerState, None]:
         return advance(
             state,
-            updates,
+            capped(updates, client),
             population,
             client_lr=client.lr,
             server_lr=server_lr,
             mean_of=config.server.mean,
         ), None
 
-    return ServerHalf(advance=advanced, down=down, wrong=wrong)
+    return ServerHalf(advance=advanced, down=down, wrong=partial(wrong, config=client))
 
 
 METHODS = {

@@ -64,7 +64,7 @@ def test_a_reply_that_cannot_be_unpacked_is_a_failed_one_and_the_others_come(err
     assert set(by_id) == {"m0", "m1", "m2"}
     assert [by_id[i].has_error() for i in ("m0", "m1", "m2")] == [False, True, False]
     assert "its reply cannot be unpacked" in by_id["m1"].error.reason
-    expected = {4: Expected({}, 3, False, lambda extra: "")}
+    expected = {4: Expected({}, 3, False, lambda extra, count: "")}
     [aside] = screen([by_id["m1"]], {"m1": 4}, expected).set_aside
     assert (aside.partition_id, aside.kind) == (4, "failed")
 

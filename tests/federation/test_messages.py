@@ -41,7 +41,7 @@ def reply(params=MOVED, extra=NOTHING, **changes):
     return Message(content=content, reply_to=broadcast())
 
 
-def parse(message, *, wrong=lambda extra: "", may_stay=False):
+def parse(message, *, wrong=lambda extra, count: "", may_stay=False):
     expected = messages.Expected(TEMPLATE, 3, True, wrong, may_stay=may_stay)
     return messages.parse_reply(message, expected)
 
@@ -120,15 +120,16 @@ def test_a_plain_task_is_parameters_and_a_round_alone():
 def test_what_a_method_adds_comes_back_and_is_judged_by_it():
     heard = []
 
-    def wrong(extra):
-        heard.append(extra)
+    def wrong(extra, count):
+        heard.append((extra, count))
         return "it is too loud"
 
     got = parse(reply(extra=EXTRA))
     assert same(got.extra.tensors, EXTRA.tensors)
     assert got.extra.numbers == EXTRA.numbers
     assert parse(reply(extra=EXTRA), wrong=wrong) == Rejection("it is too loud")
-    assert heard[0].numbers == EXTRA.numbers
+    [(extra, count)] = heard
+    assert (extra.numbers, count) == (EXTRA.numbers, got.num_examples)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -258,7 +259,7 @@ def test_size_counts_every_record_and_errors_weigh_nothing():
 
 
 def test_label_counts_that_nobody_asked_for_are_no_reply():
-    expected = messages.Expected(TEMPLATE, 3, False, lambda extra: "")
+    expected = messages.Expected(TEMPLATE, 3, False, lambda extra, count: "")
     told = messages.parse_reply(reply(label_counts=[4, 4, 4]), expected)
     assert told == messages.Rejection("it sends label-counts, which nobody asked for")
 

@@ -13,7 +13,7 @@ from feddgm_flwr.federation.screening import SetAside, screen
 
 TEMPLATE = {"w": torch.zeros(2)}
 ASKED = {"m0": 4, "m1": 2, "m2": 9}
-EXPECTED = dict.fromkeys((4, 2, 9), messages.Expected(TEMPLATE, 3, False, lambda extra: ""))
+EXPECTED = dict.fromkeys((4, 2, 9), messages.Expected(TEMPLATE, 3, False, lambda extra, count: ""))
 
 
 def question(number):
@@ -103,7 +103,7 @@ def test_parameters_that_cannot_be_believed_are_set_aside(value):
 
 
 def test_what_the_method_finds_wrong_is_set_aside():
-    def wrong(extra):
+    def wrong(extra, num_examples):
         return "" if extra.numbers == {"steps": 3} else "it must send 3"
 
     expected = dict.fromkeys((4, 2), messages.Expected(TEMPLATE, 3, False, wrong))
@@ -119,7 +119,7 @@ def test_nobody_asked_is_nothing_said():
 
 
 def test_whatever_judging_meets_is_set_aside_with_its_kind():
-    def wrong(extra):
+    def wrong(extra, num_examples):
         raise RecursionError("round and round")
 
     expected = {4: messages.Expected(TEMPLATE, 3, False, wrong), 2: EXPECTED[2]}

@@ -13,6 +13,7 @@ from toy import same
 
 from feddgm_flwr.core.local import ClientConfig, Task, walk
 from feddgm_flwr.core.params import params_of
+from feddgm_flwr.core.robust import Mean
 from feddgm_flwr.core.state import ClientUpdate, Extra, ServerState
 from feddgm_flwr.core.training import PLAIN
 from feddgm_flwr.methods import ccvr
@@ -28,7 +29,7 @@ def replied() -> list[ClientUpdate]:
     for i, n in enumerate((5, 6, 7)):
         walked = linear.walked(i, task)
         extra = ccvr.up(task, walked, linear.images(i))
-        assert ccvr.wrong(extra, classes=3, width=4) == ""
+        assert ccvr.wrong(extra, n, classes=3, width=4) == ""
         found.append(ClientUpdate(i, walked.params, n, extra=extra))
     return found
 
@@ -63,7 +64,7 @@ def test_features_are_those_of_the_surrogate_that_was_sent():
 
 
 def test_pooled_moments_are_those_of_all_images_together():
-    found = ccvr.pooled([Moments.read(u.extra) for u in replied()])
+    found = ccvr.pooled([Moments.read(u.extra) for u in replied()], [1.0] * 3)
     every, labels = np.concatenate(linear.A), np.concatenate(linear.Y)
     assert found.counts.tolist() == [9, 4, 5]
     for c in range(3):
@@ -73,7 +74,7 @@ def test_pooled_moments_are_those_of_all_images_together():
 
 def test_classes_that_nobody_has_are_left_out_of_the_pool():
     told = [Moments.read(replied()[i].extra) for i in (2,)]
-    found = ccvr.pooled(told)
+    found = ccvr.pooled(told, [1.0])
     assert found.counts.tolist() == [7, 0, 0]
     assert found.means.shape == (1, 4)
 
@@ -99,7 +100,7 @@ def test_virtual_features_have_the_moments_that_they_are_drawn_from():
 
 def test_a_calibrated_classifier_is_the_softmax_regression_on_virtual_features():
     """By numpy, from the features drawn and in the order of batches drawn; the rest is written."""
-    moments = ccvr.pooled([Moments.read(u.extra) for u in replied()[:2]])
+    moments = ccvr.pooled([Moments.read(u.extra) for u in replied()[:2]], [1.0] * 2)
     start = linear.tensors(linear.START)
     found = ccvr.calibrated(start, moments, CONFIG, rng=torch.Generator().manual_seed(5))
     rng = torch.Generator().manual_seed(5)
@@ -114,7 +115,7 @@ def test_a_calibrated_classifier_is_the_softmax_regression_on_virtual_features()
 
 
 def test_a_class_of_nobody_keeps_its_row():
-    moments = ccvr.pooled([Moments.read(u.extra) for u in replied()[::2]])
+    moments = ccvr.pooled([Moments.read(u.extra) for u in replied()[::2]], [1.0] * 2)
     assert moments.counts.tolist() == [9, 3, 0]
     start = linear.tensors(linear.START)
     found = ccvr.calibrated(start, moments, CONFIG, rng=torch.Generator().manual_seed(5))
@@ -163,11 +164,12 @@ def test_every_round_and_every_seed_draws_virtual_features_of_its_own():
         (lambda t: t.update(counts=torch.rand(3)), "counts must be 3 whole numbers"),
         (lambda t: t.update(counts=torch.tensor([2, -3, 0])), "counts must be >= 0"),
         (lambda t: t.update(counts=torch.tensor([0, 0, 0])), "counts must be >= 0"),
-        (lambda t: t.update(counts=torch.tensor([1, 1, 1])), "moments of 3 classes"),
+        (lambda t: t.update(counts=torch.tensor([2, 2, 1])), "moments of 3 classes"),
+        (lambda t: t.update(counts=torch.tensor([2, 4, 0])), "counts must add up to the 5 images"),
         (lambda t: t.update(means=torch.rand(2, 5)), "must be of 4 features"),
         (lambda t: t.update(covariances=torch.rand(2, 4)), "must be of 4 features"),
         (lambda t: t.update(means=torch.ones(2, 4, dtype=torch.int64)), "must be floats"),
-        (lambda t: t.update(counts=torch.tensor([2**62, 3, 0])), "counts must be at most"),
+        (lambda t: t.update(counts=torch.tensor([2**62, 3, 0])), "counts must add up"),
         (lambda t: t.update(means=torch.full((2, 4), 1e30)), "means must be between"),
         (lambda t: t.update(covariances=torch.full((2, 4, 4), 1e9)), "covariances must be between"),
         (lambda t: t.update(covariances=-torch.eye(4).expand(2, 4, 4)), "must be >= 0"),
@@ -176,7 +178,32 @@ def test_every_round_and_every_seed_draws_virtual_features_of_its_own():
 def test_moments_that_cannot_be_are_told(lie, reason):
     tensors = dict(replied()[0].extra.tensors)
     lie(tensors)
-    assert reason in ccvr.wrong(Extra(tensors=tensors), classes=3, width=4)
+    assert reason in ccvr.wrong(Extra(tensors=tensors), 5, classes=3, width=4)
+
+
+def test_a_feature_counts_as_often_as_its_reply_is_heard():
+    """A reply heard twice is two replies, but for the one image that a covariance lacks."""
+    replies = [Moments.read(u.extra) for u in replied()]
+    twice = ccvr.pooled([replies[0], *replies], [1.0] * 4)
+    found = ccvr.pooled(replies, [2.0, 1.0, 1.0])
+    for name in ("means", "covariances"):
+        torch.testing.assert_close(getattr(found, name), getattr(twice, name))
+
+
+@pytest.mark.parametrize("kind", ["mean", "median"])
+def test_a_claim_that_was_cut_or_does_not_count_bears_on_no_moments(kind):
+    """The first says ten times its images; what counts of that, as of the others, is one time."""
+    state, honest = ServerState(0, linear.tensors(linear.START)), replied()
+    loud = Extra(tensors={**honest[0].extra.tensors, "counts": torch.tensor([20, 30, 0])})
+    if kind == "median":
+        honest = [replace(u, num_examples=7) for u in honest]
+    lying = [replace(honest[0], extra=loud), *honest[1:]]
+    heard = [
+        ccvr.advance(state, updates, CONFIG, seed=3, mean_of=Mean(kind)).surrogate
+        for updates in (honest, lying)
+    ]
+    for name, value in heard[0].items():
+        torch.testing.assert_close(heard[1][name], value, rtol=0.2, atol=0.05)
 
 
 def test_moments_that_teach_no_classifier_leave_the_means(caplog):
@@ -191,7 +218,7 @@ def test_moments_that_teach_no_classifier_leave_the_means(caplog):
 
 def test_numbers_beside_the_moments_are_told():
     extra = replace(replied()[0].extra, numbers={"more": 1})
-    assert "it must send" in ccvr.wrong(extra, classes=3, width=4)
+    assert "it must send" in ccvr.wrong(extra, 5, classes=3, width=4)
 
 
 def test_through_both_apps_moments_travel_up_and_training_is_fedavgs(tmp_path):

@@ -23,7 +23,7 @@ def replied(state: ServerState, **config) -> list[ClientUpdate]:
     for i, n in enumerate((5, 6, 7)):
         walked = linear.walked(i, task, **config)
         extra = steps.up(task, walked, linear.images(i))
-        assert steps.wrong(extra) == ""
+        assert extra.numbers == {"steps": walked.steps}
         found.append(ClientUpdate(i, walked.params, n, extra=extra))
     return found
 
@@ -92,10 +92,15 @@ def test_through_both_apps_steps_travel_up_and_nothing_down(tmp_path):
 
 
 def test_a_reply_whose_steps_cannot_be_believed_is_set_aside(tmp_path):
+    told = []
+
     def lie(message, reply):
         reply.content["extra-numbers"]["steps"] = 0
+        told.append(reply.content["metrics"]["num-examples"])
         return reply
 
     ended = run(tmp_path / "run", method="fednova", tamper=spoil(lie), num_server_rounds=1)
-    [rejected] = ended.of("client-rejected")
-    assert rejected["reason"] == "steps must be a whole number from 1 to 1000000000, got 0"
+    [rejected], [examples] = ended.of("client-rejected"), told
+    assert rejected["reason"] == (
+        f"steps must be the {-(-examples // 32)} that {examples} images make, got 0"
+    )

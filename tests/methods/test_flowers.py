@@ -137,4 +137,4 @@ def test_nothing_is_sent_or_taken_beside_the_parameters(method):
     config = RunConfig.from_run_config({"method": method})
     half = method_of(method).server(config, None, toy.quiet)
     assert half.down(STATE, 0).tensors == half.down(STATE, 0).numbers == {}
-    assert half.wrong(half.down(STATE, 0)) == ""
+    assert half.wrong(half.down(STATE, 0), 5) == ""

@@ -43,7 +43,7 @@ def _server(config, tools, emit):
     def down(state, partition_id):
         return Extra(numbers={"shrink": state.memory.get("losses", {}).get(partition_id, 0.5)})
 
-    def wrong(extra):
+    def wrong(extra, num_examples):
         return "" if set(extra.numbers) == {"loss"} else "it must send its loss"
 
     return ServerHalf(advance=advance, down=down, wrong=wrong)

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from feddgm_flwr.core.images import ImageSet
 from feddgm_flwr.core.local import ClientConfig, Task, walk
 from feddgm_flwr.core.state import ClientUpdate, Extra, ServerState
 from feddgm_flwr.methods import scaffold
+from feddgm_flwr.methods.steps import capped, wrong
 
 ETA, ETA_G = 0.3, 0.8
 STEPS = (2, 3, 1)
@@ -57,17 +59,18 @@ def ask(state, i):
     """Return client i's reply to what ``state`` sends it."""
     task = Task(state.surrogate, state.server_round + 1, scaffold.down(state, i))
     data = ImageSet(torch.tensor(A[i]).reshape(-1, 1, 2, 2), torch.tensor(Y[i]))
+    config = ClientConfig(epochs=STEPS[i], lr=ETA, batch_size=100)
     walked = walk(
         model(),
         data,
         task,
-        ClientConfig(epochs=STEPS[i], lr=ETA, batch_size=100),
+        config,
         scaffold.rule(task, data),
         rng=torch.Generator().manual_seed(i),
         device=torch.device("cpu"),
     )
     extra = scaffold.up(task, walked, data)
-    assert scaffold.wrong(extra) == ""
+    assert wrong(extra, len(data), config=config) == ""
     return ClientUpdate(i, walked.params, len(A[i]), extra=extra)
 
 
@@ -146,8 +149,17 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_lies_about_the_steps_are_refused(lie):
-    assert "steps" in scaffold.wrong(LIES[lie])
-    assert scaffold.wrong(Extra(numbers={"steps": 3})) == ""
+    # 40 images in batches of 32, twice, are 4 steps.
+    config = ClientConfig(epochs=2, batch_size=32)
+    assert "steps" in wrong(LIES[lie], 40, config=config)
+    assert wrong(Extra(numbers={"steps": 4}), 40, config=config) == ""
+
+
+def test_no_more_steps_count_than_the_examples_that_count_make():
+    config = ClientConfig(epochs=2, batch_size=32)
+    update = ClientUpdate(0, {}, 4000, extra=Extra(numbers={"steps": 250}))
+    heard = capped([update, replace(update, num_examples=40)], config)
+    assert [u.extra.numbers["steps"] for u in heard] == [250, 4]
 
 
 @pytest.mark.parametrize("steps", [None, 2.5, 0, 10**12])
