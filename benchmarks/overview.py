@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from comparing.entries import OURS
@@ -75,7 +76,8 @@ def draw(told: Sequence[Comparison], labels: Sequence[str], path: Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     others = (label for label in labels if label != OURS)
-    colours = {OURS: OUR_COLOUR, **dict(zip(others, OTHERS, strict=False))}
+    # Beyond these, rows share a colour; the legend has them in the order of the lines.
+    colours = {OURS: OUR_COLOUR, **dict(zip(others, cycle(OTHERS), strict=False))}
     deep = math.ceil(len(told) / COLUMNS)
     figure = Figure(figsize=(4.6 * COLUMNS, 3.2 * deep), dpi=110, layout="constrained")
     panels = figure.subplots(deep, COLUMNS, squeeze=False).flatten()

@@ -229,15 +229,20 @@ def check(path: Path, now: datetime) -> list[str]:
     Raises
     ------
     ValueError
-        If the file is missing, holds a key that others may read, or a certificate that is not
-        valid now.
+        If the file is missing, holds a key that others may read, or no certificate that is valid
+        now, or one that is not valid yet.
     """
     content = existing(path).read_bytes()
     if b"PRIVATE KEY-----" in content and (mode := path.stat().st_mode & 0o777) & 0o077:
         raise ValueError(f"{path} may be read by others (mode {mode:04o}); chmod 600 {path}")
     if b"-----BEGIN CERTIFICATE-----" not in content:
         return []
-    return [seen(path, found, now) for found in x509.load_pem_x509_certificates(content)]
+    found = x509.load_pem_x509_certificates(content)
+    # Of two authorities, while one follows the other, the old one may expire before it is dropped.
+    alive = [c for c in found if now <= c.not_valid_after_utc]
+    over = [c for c in found if alive and c not in alive]
+    dropped = [f"{path}: one expired on {c.not_valid_after_utc:%Y-%m-%d}; drop it" for c in over]
+    return [*(seen(path, c, now) for c in alive or found), *dropped]
 
 
 def seen(path: Path, certificate: x509.Certificate, now: datetime) -> str:

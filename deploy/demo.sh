@@ -16,7 +16,8 @@ for method in feddgm fedavg; do
   tuned=""
   [[ $method == fedavg ]] && tuned="client.lr=0.1"
   resume=false
-  [[ -f $FOLDER/$method/checkpoint.feddgm ]] && resume=true
+  [[ -f $FOLDER/$method/checkpoint.feddgm || -f $FOLDER/$method/checkpoint.previous.feddgm ]] &&
+    resume=true
   echo "== $method, 10 clients, Dirichlet(0.1), 5 rounds"
   bash "$HERE/deploy/simulate.sh" "$FOLDER/flower-$method" 10 -c "$HERE/conf/demo.toml" \
     -c "method=\"$method\" out-dir=\"$FOLDER/$method\" resume=$resume $tuned" "$@"

@@ -30,13 +30,23 @@ absolute() {
 
 # for_this_side NAME ADDRESS: whoever reaches it may register keys and submit code, or take messages.
 for_this_side() {
-  case $2 in
-  "" | :* | 0.0.0.0* | \[::\]* | \[::0\]* | \[0:*)
+  # As many spellings of every address as there are, so that no list of them is whole.
+  python - "$2" <<'PYTHON' || {
+import ipaddress, re, sys
+
+host = sys.argv[1].rpartition(":")[0].strip("[]")
+try:
+    address = ipaddress.ip_address(host)
+except ValueError:
+    # A name, and none of what some programs take for an address.
+    sys.exit(re.fullmatch(r"[\d.*]*|0x.*|.*:.*", host) is not None)
+mapped = getattr(address, "ipv4_mapped", None) or address
+sys.exit(address.is_unspecified or mapped.is_unspecified)
+PYTHON
     echo "$1 must not be every address, got '$2': others would reach it; bind it to 127.0.0.1" \
       "or to an address of a management network" >&2
     exit 2
-    ;;
-  esac
+  }
 }
 
 # private_state STATE: a folder that no one else may enter, and in it an empty one to run from: an

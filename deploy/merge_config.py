@@ -6,11 +6,11 @@ says no more; here a renamed or misspelt one is told the right name.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from flwr.common.config import parse_config_args
+import tomli_w
+from flwr.common.config import parse_config_args, unflatten_dict
 
 from feddgm_flwr.config import check_known
 
@@ -29,9 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    # JSON writes bools, numbers and strings as TOML does.
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in merged.items()]
-    chosen.out.write_text("".join(lines), encoding="utf-8")
+    chosen.out.write_text(tomli_w.dumps(unflatten_dict(merged)), encoding="utf-8")
     return 0
 
 

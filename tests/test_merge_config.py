@@ -1,10 +1,12 @@
 """deploy/merge_config.py: the last one said wins, and a wrong key is told the right one."""
 
 import importlib.util
+import math
 import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 SCRIPT = Path(__file__).parents[1] / "deploy" / "merge_config.py"
 
@@ -42,6 +44,20 @@ def test_a_file_said_after_a_string_wins_over_it(merge, tmp_path, file):
     out = tmp_path / "run.toml"
     assert merge([str(out), "--run-config", "seed=9 client.epochs=9", "-c", str(file)]) == 0
     assert tomllib.loads(out.read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize("value", ["/tmp/🌸", "a\x7fb", 'say "a\\b"'])
+def test_a_text_is_toml_whatever_stands_in_it(merge, tmp_path, value):
+    out, said = tmp_path / "run.toml", tmp_path / "said.toml"
+    said.write_text(tomli_w.dumps({"out-dir": value}), encoding="utf-8")
+    assert merge([str(out), "-c", str(said)]) == 0
+    assert tomllib.loads(out.read_text("utf-8")) == {"out-dir": value}
+
+
+def test_a_number_that_is_none_reaches_the_run_that_refuses_it(merge, tmp_path):
+    out = tmp_path / "run.toml"
+    assert merge([str(out), "-c", "client.lr=nan"]) == 0
+    assert math.isnan(tomllib.loads(out.read_text())["client"]["lr"])
 
 
 def test_nothing_said_is_an_empty_file(merge, tmp_path):

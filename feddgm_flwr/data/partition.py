@@ -79,6 +79,7 @@ def own_source(config: DataConfig, data_dir: Path) -> DataConfig:
         config,
         name=layout_of(data_dir),
         root=str(data_dir),
+        download=False,
         class_names=",".join(spec.classes),
         channels=spec.channels,
         image_size=spec.size,

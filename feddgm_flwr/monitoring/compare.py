@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from feddgm_flwr.monitoring.plots import curves, draw_accuracy
+from feddgm_flwr.monitoring.plots import apart, curves, draw_accuracy
 
 NUMBER = (int, float)
 NEEDED: Mapping[str, tuple[type, ...]] = {
@@ -104,10 +104,11 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _controls(results: Sequence[Mapping[str, Any]]) -> list[str]:
     said = []
-    for result in results:
+    for result, own in zip(results, apart(results), strict=True):
         for model, value in result["generator_only"].get("accuracy", {}).items():
             said.append(
-                f"control, {model} trained on the prior alone (seed {result['seed']}): {value:.1%}"
+                f"control, {model} trained on the prior alone (seed {result['seed']}{''.join(own)}): "
+                f"{value:.1%}"
             )
     return said
 

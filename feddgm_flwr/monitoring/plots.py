@@ -223,16 +223,13 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
             color=colour,
             label=name,
         )
-    for result in results:
+    controls: dict[str, float] = {}
+    for result, own in zip(results, apart(results), strict=True):
         control = result["generator_only"].get("accuracy", {}).get("surrogate")
         if control is not None:
-            axes.axhline(
-                control,
-                color="#888888",
-                linestyle="--",
-                linewidth=1.2,
-                label="prior alone, no client",
-            )
+            controls.setdefault("".join(["prior alone, no client", *own]), control)
+    for name, control in controls.items():
+        axes.axhline(control, color="#888888", linestyle="--", linewidth=1.2, label=name)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -243,27 +240,42 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     if axes.get_legend_handles_labels()[1]:
         for text in axes.legend(frameon=False, fontsize=9).get_texts():
             text.set_parse_math(False)
-    first = results[0]
-    alpha = "" if first["alpha"] is None else f" {first['alpha']:g}"
-    axes.set_title(
-        f"{first['dataset']}, {first['clients']} clients, {first['partition']}{alpha}",
-        fontsize=10,
-        parse_math=False,
-    )
+    axes.set_title(", ".join(shared(results)), fontsize=10, parse_math=False)
     save_figure(figure, path)
 
 
+def facts(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return in words which data a run had, for how many clients, and how they were divided."""
+    alpha = "" if result["alpha"] is None else f" {result['alpha']:g}"
+    return result["dataset"], f"{result['clients']} clients", f"{result['partition']}{alpha}"
+
+
+def shared(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the facts that are the same in all runs."""
+    return [each[0] for each in zip(*map(facts, results), strict=True) if len(set(each)) == 1]
+
+
+def apart(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return of each run the facts that are not, each with the comma before it."""
+    same = shared(results)
+    return [[f", {fact}" for fact in facts(r) if fact not in same] for r in results]
+
+
 def curves(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Return line name -> (round, accuracy) points, names made unique by seed, then number."""
+    """Return line name -> (round, accuracy) points.
+
+    A name says what of the experiment is not the same in all, and is made unique by seed, then
+    number.
+    """
     lines: dict[str, list[tuple[int, float]]] = {}
     methods = [r["method"] for r in results]
-    for result in results:
+    for result, own in zip(results, apart(results), strict=True):
         points: dict[str, list[tuple[int, float]]] = {}
         for done in result["rounds"]:
             for model, value in done["accuracy"].items():
                 points.setdefault(model, []).append((done["round"], value))
         for model, line in points.items():
-            name = f"{result['method']}, {model}"
+            name = "".join([f"{result['method']}, {model}", *own])
             if methods.count(result["method"]) > 1:
                 name += f", seed {result['seed']}"
             unique, number = name, 2

@@ -42,5 +42,10 @@ def test_leads_are_paired_by_seed_and_rows_that_a_table_lacks_are_left_out(tmp_p
         "| minus fedavg | +10.0 [10.0, 10.0] | none: +5.0 [-58.5, 68.5] | - | - | - |",
         f"| **toy, alpha 0.05**: {OURS} | 60.0 | 70.0 | - | - | - |",
     ]
+    many = Comparison.read(
+        written(tmp_path / "c", 0.5, {OURS: ours, **{f"row {i}": avg for i in range(9)}}),
+        (OURS, *(f"row {i}" for i in range(9))),
+    )
+    draw([many], (OURS, *(f"row {i}" for i in range(9))), tmp_path / "x.png")
     draw(told, rows, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000

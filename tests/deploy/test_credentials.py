@@ -178,6 +178,19 @@ def test_a_check_sees_every_certificate_of_a_bundle(folder, tmp_path):
     assert [("RENEW" in line) for line in lines] == [False, True]
 
 
+def test_of_two_authorities_the_old_one_may_expire_before_it_is_dropped(folder, tmp_path):
+    cred.write_authority(tmp_path / "old", days=10)
+    bundle = tmp_path / "both.crt"
+    bundle.write_bytes(b"".join((p / "ca.crt").read_bytes() for p in (tmp_path / "old", folder)))
+    later = now() + timedelta(days=20)
+    valid, over = cred.check(bundle, later)
+    assert "valid until" in valid
+    assert over.startswith(f"{bundle}: one expired on ")
+    assert over.endswith("; drop it")
+    with pytest.raises(ValueError, match="renew it"):
+        cred.check(tmp_path / "old" / "ca.crt", later)
+
+
 @pytest.mark.parametrize("name", ["ca.key", "server.key", "node.key"])
 @pytest.mark.parametrize("others", [0o640, 0o604])
 def test_a_check_refuses_a_key_that_others_may_read(folder, name, others):

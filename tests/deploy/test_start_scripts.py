@@ -94,7 +94,13 @@ def test_a_folder_that_others_could_enter_is_closed(server, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["FEDDGM_CONTROL", "FEDDGM_SERVERAPPIO"])
-@pytest.mark.parametrize("address", ["0.0.0.0:9093", "[::]:9093", ":9093"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0:9093", "[::]:9093", ":9093", "[::0:0]:9093", "[::00]:9093", "[00::]:9093",
+        "00.0.0.0:9093", "[::ffff:0.0.0.0]:9093", "0:9093", "0x0:9093", "*:9093", "9093",
+    ],
+)  # fmt: skip
 def test_commands_are_not_offered_at_every_address(server, name, address):
     ended = server(**{name: address})
     assert ended.returncode == 2
@@ -103,7 +109,9 @@ def test_commands_are_not_offered_at_every_address(server, name, address):
 
 
 @port_each
-@pytest.mark.parametrize("address", ["10.9.0.1:9093", "[::1]:9093"])
+@pytest.mark.parametrize(
+    "address", ["10.9.0.1:9093", "[::1]:9093", "localhost:9093", "cafe.example:9093"]
+)
 def test_a_management_network_may_be_given(server, address):
     assert f"--control-api-address {address}" in server(FEDDGM_CONTROL=address).stdout
 

@@ -204,6 +204,23 @@ def test_a_picture_that_cannot_be_written_is_told_in_a_sentence(tmp_path, capsys
     assert sorted(f.name for f in tmp_path.iterdir()) == ["folder", "result.json"]
 
 
+def test_what_runs_do_not_share_stands_in_their_names_and_not_in_the_title():
+    same = results().to_dict() | {"dataset": "mnist5k", "clients": 10}
+    made = [
+        same | {"partition": "dirichlet", "alpha": 0.1},
+        same | {"partition": "iid", "alpha": None},
+    ]
+    assert plots.shared(made) == ["mnist5k", "10 clients"]
+    assert list(plots.curves(made)) == [
+        "feddgm, surrogate, dirichlet 0.1, seed 0",
+        "feddgm, surrogate, iid, seed 0",
+    ]
+    controlled = [r | {"generator_only": {"accuracy": {"surrogate": 0.5}}} for r in made]
+    said = compare.table(controlled).splitlines()[-2:]
+    assert said[0].endswith("(seed 0, dirichlet 0.1): 50.0%")
+    assert said[1].endswith("(seed 0, iid): 50.0%")
+
+
 def test_runs_of_one_method_keep_their_own_lines():
     made = [results().to_dict() | {"seed": seed} for seed in (0, 1, 1)]
     assert list(plots.curves(made)) == [
