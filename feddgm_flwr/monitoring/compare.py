@@ -106,10 +106,8 @@ def _controls(results: Sequence[Mapping[str, Any]]) -> list[str]:
     said = []
     for result, own in zip(results, apart(results), strict=True):
         for model, value in result["generator_only"].get("accuracy", {}).items():
-            said.append(
-                f"control, {model} trained on the prior alone (seed {result['seed']}{''.join(own)}): "
-                f"{value:.1%}"
-            )
+            where = f"seed {result['seed']}{''.join(own)}"
+            said.append(f"control, {model} trained on the prior alone ({where}): {value:.1%}")
     return said
 
 

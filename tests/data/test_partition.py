@@ -192,6 +192,20 @@ def test_a_device_with_its_own_data_is_not_partitioned(tmp_path: Path, layout):
     assert float(own.images.mean()) == pytest.approx(9 / 255, abs=1e-3)
 
 
+@pytest.mark.parametrize("download", [False, True])
+def test_own_data_that_are_not_there_are_said_to_be_missing(tmp_path, download):
+    config = DataConfig(name="mnist", root=str(tmp_path), download=download)
+    with pytest.raises(FileNotFoundError, match=r"data-dir must exist, got .*missing"):
+        client_images(
+            config,
+            "train",
+            partition_id=0,
+            num_partitions=10,
+            seed=0,
+            data_dir=tmp_path / "missing",
+        )
+
+
 def test_own_data_take_on_the_runs_classes_and_size():
     source = own_source(DataConfig(name="cifar10"), Path("/data/own"))
     assert (source.name, source.channels, source.image_size) == ("folder", 3, 32)
