@@ -12,6 +12,7 @@ of ``compare.py``, whose tuned settings all rows share; the rows stand in
 How long: benchmarks/README.md. Pictures of the first and the last round: OUT/pictures.
 """
 
+import json
 from pathlib import Path
 
 from compare import RESULTS, carry_out, job_of, options
@@ -23,7 +24,7 @@ from feddgm_flwr.priors.pretraining.encode import encode_bank
 
 SCALE = 2
 """A photographic autoencoder's latent is an eighth of the side: of 32 pixels too little."""
-BANK = "classes.safetensors"
+BANK, MAKING = "classes.safetensors", "making.json"
 
 
 def main() -> None:
@@ -37,10 +38,21 @@ def main() -> None:
     bank = folder / f"{preset.name}-bank"
     if not (bank / BANK).exists():
         _encode(chosen.prior, files.bank, bank, settings_of(preset))
+    elif (by := encoder_of(bank)) != chosen.prior.resolve():
+        raise SystemExit(
+            f"{bank} holds pictures encoded by {by}, and --prior says {chosen.prior}; remove it, "
+            "or name another --out"
+        )
     at = Places(chosen.prior.resolve(), bank.resolve(), files.bank.resolve(), files.judge.resolve())
     entries = rows(at, SCALE)
     chosen.prior = None  # each row says its own
     carry_out(job_of(chosen, entries, "priors"), chosen)
+
+
+def encoder_of(bank: Path) -> Path:
+    """Return the folder of the autoencoder that made a bank."""
+    made = json.loads((bank / MAKING).read_text(encoding="utf-8"))
+    return Path(made["autoencoder"]).resolve()
 
 
 def _encode(autoencoder: Path, pictures: Path, out: Path, said: dict[str, object]) -> None:

@@ -344,9 +344,14 @@ def cases(
     ]
 
 
+def file_of(out: Path, case: Case) -> Path:
+    """Return where a finished run is kept."""
+    return out / "units" / f"{case.name}.json"
+
+
 def stored(out: Path, case: Case) -> dict[str, Any] | None:
     """Return a finished run of today's settings."""
-    file = out / "units" / f"{case.name}.json"
+    file = file_of(out, case)
     record = json.loads(file.read_text()) if file.is_file() else None
     return record if record is not None and bearing(record["said"]) == bearing(case.said) else None
 
@@ -354,12 +359,17 @@ def stored(out: Path, case: Case) -> dict[str, Any] | None:
 def keep(out: Path, case: Case, record: dict[str, Any]) -> None:
     """Write a finished run."""
     text = json.dumps(record, indent=1, allow_nan=False)
-    write_atomically(out / "units" / f"{case.name}.json", text.encode())
+    write_atomically(file_of(out, case), text.encode())
 
 
 def run_all(todo: Sequence[Case], out: Path, workers: int, where: str) -> None:
     """Run what is left and keep each run."""
     left = [case for case in todo if stored(out, case) is None]
+    if others := [case.name for case in left if file_of(out, case).exists()]:
+        raise SystemExit(
+            f"--out {str(out)!r} holds runs of other settings, such as {others[0]}, which these "
+            "would overwrite; name another --out"
+        )
     logger.info("%d runs, %d done before", len(todo), len(todo) - len(left))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
@@ -461,6 +471,11 @@ def main() -> None:
     # All that is done, whichever of it was asked for this time: a table loses no row.
     known = cases(preset, ROWS, ATTACKS, sorted(seeds_in(chosen.out)), more)
     done = [r for r in (stored(chosen.out, case) for case in known) if r is not None]
+    if not done:
+        raise SystemExit(
+            f"--out {str(chosen.out)!r} holds no finished run of these settings; say those that "
+            "it was made with (--preset, --rounds, --quick)"
+        )
     parts = ["points lost", lost_table(done, list(ATTACKS)), honest_extremes(done)]
     for row in dict.fromkeys(r["row"] for r in done if ROWS[r["row"]]["method"] == "feddgm"):
         parts += [f"told apart by, {row}", detection_table(done, row, list(ATTACKS))]

@@ -243,9 +243,14 @@ def cases(rows: Iterable[str], seeds: Iterable[int], told: Said) -> list[Case]:
     return [Case(row, s, {**told, **ROWS[row], "seed": s}) for s in seeds for row in rows]
 
 
+def file_of(out: Path, case: Case) -> Path:
+    """Return where a finished run is kept."""
+    return out / "units" / f"{case.name}.json"
+
+
 def stored(out: Path, case: Case) -> dict[str, Any] | None:
     """Return a finished run of today's settings."""
-    file = out / "units" / f"{case.name}.json"
+    file = file_of(out, case)
     record = json.loads(file.read_text()) if file.is_file() else None
     return record if record is not None and record["said"] == case.said else None
 
@@ -253,12 +258,17 @@ def stored(out: Path, case: Case) -> dict[str, Any] | None:
 def run_all(todo: Sequence[Case], out: Path, told: Said) -> None:
     """Run what is left, one after the other, and keep each run."""
     left = [case for case in todo if stored(out, case) is None]
+    if others := [case.name for case in left if file_of(out, case).exists()]:
+        raise SystemExit(
+            f"--out {str(out)!r} holds runs of other settings, such as {others[0]}, which these "
+            "would overwrite; name another --out"
+        )
     logger.info("%d runs, %d done before", len(todo), len(todo) - len(left))
     began = time.perf_counter()
     for number, case in enumerate(left, 1):
         record = run_case(case, told)
         text = json.dumps(record, indent=1, allow_nan=False)
-        write_atomically(out / "units" / f"{case.name}.json", text.encode())
+        write_atomically(file_of(out, case), text.encode())
         rest = (time.perf_counter() - began) / number * (len(left) - number)
         logger.info("%d of %d: %s: %.1f %% in %.0f s; about %.0f s left", number, len(left),
                     case.name, 100 * record["accuracy"][-1], record["seconds"], rest)  # fmt: skip
@@ -337,6 +347,11 @@ def main() -> None:
     # All that is done, whichever of it was asked for this time: a table loses no row.
     known = cases(ROWS, sorted(seeds_in(chosen.out)), told)
     done = [r for r in (stored(chosen.out, case) for case in known) if r is not None]
+    if not done:
+        raise SystemExit(
+            f"--out {str(chosen.out)!r} holds no finished run of these settings; say those that "
+            "it was made with (--preset, --rounds, --quick)"
+        )
     text = "\n\n".join([accuracy_table(done), audit_table(done)])
     write_atomically(chosen.out / "table.md", text.encode())
     print(text)

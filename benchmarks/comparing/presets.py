@@ -89,6 +89,11 @@ class Preset:
         ValueError
             One of them is not told by ``--set``.
         """
+        if images := sorted({*trial} & set(IMAGES)):
+            raise ValueError(
+                f"--set cannot tell {', '.join(images)}: the images are preset {self.name}'s; "
+                "choose another --preset"
+            )
         if elsewhere := sorted({*trial} & {*DIVISIONS, "seed"}):
             raise ValueError(
                 f"--set cannot tell {', '.join(elsewhere)}; say --alpha, --classes-per-client or "
@@ -147,6 +152,11 @@ PRESETS = {
 }  # fmt: skip
 """Name -> experiment."""
 
+IMAGES = (
+    "data.name", "data.root", "data.download", "data.class-names", "data.channels",
+    "data.image-size", "data.flip",
+)  # fmt: skip
+"""What a preset's images say of themselves."""
 DIVISIONS = "data.partition", "data.alpha", "data.classes-per-client"
 
 

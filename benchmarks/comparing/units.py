@@ -10,13 +10,19 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from comparing.entries import Entry
 from comparing.images import Prepared
 from comparing.presets import DIVISIONS, Preset, Said
 from feddgm_flwr.config import RunConfig, may_differ
+from feddgm_flwr.core.images import ImageSpec
 from feddgm_flwr.core.settings import Scalar
+from feddgm_flwr.data.datasets import spec_of
+from feddgm_flwr.priors import build_prior
+from feddgm_flwr.priors.settings import PriorConfig
 
 TUNING_SEED = 100
 
@@ -67,12 +73,28 @@ class Unit:
         return {key: value for key, value in config.flat().items() if key not in idle}
 
     @property
+    def prior(self) -> str:
+        """Fingerprint of the prior that ``prior.path`` names; "" without, or if it is not here.
+
+        Where it lies bears on no number, but what lies there does.
+        """
+        config = self.config
+        if not config.needs_prior or not Path(config.prior.path or "-").exists():
+            return ""
+        return _fingerprint(config.prior, spec_of(config.data))
+
+    @property
     def name(self) -> str:
         """A file's name: readable, then the key."""
         told = bearing(self.said)
         words = json.dumps([told, self.clients, self.fingerprint, self.rounds], sort_keys=True)
         slug = re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
         return f"{slug}-seed{self.seed}-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
+
+
+@cache
+def _fingerprint(prior: PriorConfig, spec: ImageSpec) -> str:
+    return build_prior(prior, spec).fingerprint
 
 
 def bearing(said: Said) -> dict[str, Scalar]:
@@ -152,7 +174,14 @@ def tuning_unit(
 def still_so(stored: Mapping[str, Any], unit: Unit) -> bool:
     """Whether a stored run's settings are what ``unit`` would run with now.
 
-    A setting that is newer than the stored run passes: its default is the old behaviour.
+    A setting that is newer than the stored run passes: its default is the old behaviour. So does a
+    prior of which either side knows nothing.
     """
     then = stored["config"]
-    return all(then.get(key, value) == value for key, value in unit.resolved.items())
+    same = all(then.get(key, value) == value for key, value in unit.resolved.items())
+    return same and same_prior(stored.get("prior", ""), unit)
+
+
+def same_prior(then: str, unit: Unit) -> bool:
+    """Whether a run under the prior of fingerprint ``then`` is one of ``unit``'s."""
+    return not then or unit.prior in ("", then)

@@ -26,7 +26,7 @@ from inprocess import Local, Round, own_images, quiet, rounds_of, task_of, train
 
 from comparing.shared import FIRST, SharedTraining
 from comparing.store import Record, keep
-from comparing.units import Unit
+from comparing.units import Unit, same_prior
 from feddgm_flwr.build import build_tools, first_state
 from feddgm_flwr.config import RunConfig
 from feddgm_flwr.core.memory import keep_freed_memory
@@ -186,7 +186,7 @@ def _begun(unit: Unit, partial: Path, device: torch.device) -> tuple[Record, Any
     """Return a run's record and state so far; an empty record and None where there is none."""
     if checkpoint.is_there(partial):
         saved = checkpoint.load(partial)
-        if saved.config == unit.resolved:
+        if saved.config == unit.resolved and same_prior(saved.prior, unit):
             return saved.results, saved.state
     return _empty(unit, device), None
 
@@ -199,6 +199,7 @@ def _empty(unit: Unit, device: torch.device) -> Record:
         "fingerprint": unit.fingerprint,
         "tried": unit.tried,
         "config": unit.resolved,
+        "prior": unit.prior,
         "versions": versions(),
         "machine": machine(device),
         "start": {},
@@ -259,7 +260,7 @@ def _checkpoint(unit: Unit, done: Round, record: Record) -> checkpoint.Checkpoin
         state=done.state,
         results=record,
         config=unit.resolved,
-        prior="",
+        prior=unit.prior,
         partitions=unit.clients,
         clients=[],
         threads=1,

@@ -3,18 +3,20 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from beyond_grids import BEYOND
 from compare import setting
-from comparing import spending, tables, tuning
+from comparing import spending, tables, tuning, units
 from comparing.entries import ENTRIES, GRID, OURS, roster
-from comparing.images import Prepared, divided, fingerprint, prepared
+from comparing.images import Prepared, divided, fingerprint, prepared, settings_of
 from comparing.job import Job
 from comparing.parts import PARTS, ROWS
 from comparing.plots import curves, spread
-from comparing.presets import PRESETS, division, division_name
+from comparing.presets import IMAGES, PRESETS, division, division_name
 from comparing.shared import SharedTraining, key_of
 from comparing.statistics import estimate, paired, winner
 from comparing.store import all_stored, keep, stored
@@ -179,6 +181,42 @@ def test_a_trial_tells_all_rows_whatever_was_tuned_but_not_what_makes_a_row():
     for key in ("data.alpha", "seed"):
         with pytest.raises(ValueError, match=f"--set cannot tell {key}; say --alpha"):
             preset.with_trial({key: 1})
+    assert images_of_preset(preset) <= set(IMAGES)
+    for key in IMAGES:
+        with pytest.raises(ValueError, match=f"--set cannot tell {key}: the images are preset"):
+            preset.with_trial({key: 1})
+
+
+def images_of_preset(preset):
+    return set(settings_of(preset)) | {"data.root"}
+
+
+def test_another_prior_is_another_run_wherever_it_lies(tmp_path, monkeypatch):
+    def read(prior, spec):
+        return SimpleNamespace(fingerprint=(Path(prior.path) / "weights").read_text())
+
+    monkeypatch.setattr(units, "build_prior", read)
+
+    def unit(path):
+        return Unit(
+            "feddgm",
+            0,
+            2,
+            {"prior.kind": "autoencoder", "prior.path": str(path), "data.name": "mnist5k"},
+            "images",
+        )
+
+    first, same, other, gone = (tmp_path / name for name in ("a", "same", "other", "gone"))
+    for path, weights in ((first, "a"), (same, "a"), (other, "b")):
+        path.mkdir()
+        (path / "weights").write_text(weights)
+    assert unit(first).name == unit(other).name
+    done = {"config": unit(first).resolved, "prior": unit(first).prior}
+    assert done["prior"] == "a"
+    # Where it lies is all the same, and of what is not here, or was not noted, nothing is known.
+    known = [still_so(done, unit(path)) for path in (first, same, other, gone)]
+    assert known == [True, True, False, True]
+    assert still_so({"config": unit(first).resolved}, unit(other))
 
 
 def test_a_table_keeps_the_rows_and_seeds_that_it_had(tmp_path):

@@ -1,6 +1,9 @@
 """Laws of the hostile clients: liars lie in the way they are told, and nobody else does."""
 
 import json
+import sys
+from dataclasses import replace
+from unittest.mock import patch
 
 import hostile
 import pytest
@@ -91,6 +94,23 @@ def test_a_finished_run_counts_while_its_settings_are_the_same(tmp_path):
     assert hostile.stored(tmp_path, Case("fedavg", HONEST, 0, {"method": "krum"})) is None
     elsewhere = Case("fedavg", HONEST, 0, {"method": "fedavg", "data.root": "/other/images.npz"})
     assert hostile.stored(tmp_path, elsewhere) == {"said": case.said}
+
+
+def test_runs_of_other_settings_are_neither_overwritten_nor_reported_as_none(tmp_path):
+    case = Case("fedavg", HONEST, 0, {"method": "fedavg", "num-server-rounds": 2})
+    file = hostile.file_of(tmp_path, case)
+    file.parent.mkdir()
+    file.write_text(json.dumps({"said": case.said, "seed": 0}))
+    other = replace(case, said={"method": "fedavg", "num-server-rounds": 3})
+    with pytest.raises(SystemExit, match="holds runs of other settings, such as fedavg-"):
+        hostile.run_all([other], tmp_path, 1, "cpu")
+    assert json.loads(file.read_text())["said"] == case.said
+    words = ["hostile.py", "--preset", "digits", "--rounds", "7", "--out", str(tmp_path)]
+    with (
+        patch.object(sys, "argv", [*words, "--report-only"]),
+        pytest.raises(SystemExit, match="holds no finished run of these settings; say"),
+    ):
+        hostile.main()
 
 
 def record(row, attack, seed, accuracy, clients=()):
