@@ -226,6 +226,11 @@ class RunConfig(Settings):
         """Whether the method makes images, for which it needs the prior."""
         return methods.makes_images(self.method)
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether the method's rounds report images."""
+        return methods.shows_images(self.method)
+
     def of_method(self, section: type[S]) -> S:
         """Return what a method's own section says."""
         own = self.of_methods[section]
@@ -300,11 +305,12 @@ class RunConfig(Settings):
         if not self.makes_images:
             idle |= {DistillConfig, UnionConfig}
             idle |= set() if self.needs_prior else {PriorConfig, StartConfig, GlobalModelConfig}
-        read = READ_BY_START if self.starts_from_prior else ()
+        read = {*method.read, *(READ_BY_START if self.starts_from_prior else ())}
+        unread = {*method.unread, *(() if self.shows_images else JUDGING)}
         return tuple(
             key
             for key, declared in settings().items()
-            if (declared.section in idle and key not in read) or key in method.unread
+            if (declared.section in idle and key not in read) or key in unread
         )
 
     def _defaults(self) -> dict[str, Scalar]:
@@ -324,6 +330,8 @@ def said_keys(flat: Mapping[str, Scalar]) -> tuple[str, ...]:
     return tuple(key for key, value in flat.items() if value != AUTO)
 
 
+JUDGING = (f"{ServerConfig.section}.fidelity-data",)
+"""What is read where rounds report images."""
 READ_BY_START = tuple(
     f"{UnionConfig.section}.{name}"
     for name in ("momentum", "weight-decay", "batch-size", "augment", "prior-images-per-class")

@@ -696,6 +696,10 @@ def test_only_where_a_client_of_one_class_has_no_gradient_it_may_stay():
         ({"method": "fedavg", "union__momentum": 0.5, "start__weights": "prior"}, ()),
         ({"method": "fedavg", "union__lr": 0.5, "start__weights": "prior"}, ("union.lr",)),
         ({"method": "feddm", "client__epochs": 9, "client__augment": "flip"}, ("client.epochs",)),
+        ({"method": "dynafed", "prior__chunk": 3}, ()),
+        ({"method": "ccvr", "prior__chunk": 3}, ("prior.chunk",)),
+        ({"method": "ccvr", "server__fidelity_data": "/x"}, ("server.fidelity-data",)),
+        ({"method": "feddm", "server__fidelity_data": "/x"}, ()),
     ],
 )
 def test_what_a_method_does_not_read_is_named(said, idle):

@@ -128,7 +128,7 @@ def server_side(
         taught = state if saved is None and config.starts_from_prior else None
         if not config.makes_images:
             state = replace(state, global_models={})
-        appointed = appoint(config, spec, device) if config.makes_images else None
+        appointed = appoint(config, spec, device) if config.shows_images else None
         if appointed is not None:
             results.header["judge"] = appointed.about
         judge = None if appointed is None else appointed.judge

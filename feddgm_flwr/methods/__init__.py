@@ -50,6 +50,11 @@ def makes_images(name: str) -> bool:
     return bool(registered(name).makes_images)
 
 
+def shows_images(name: str) -> bool:
+    """Whether rounds of the method called ``name`` report images."""
+    return bool(registered(name).shows_images)
+
+
 def mixes_widths(name: str) -> bool:
     """Whether clients of the method called ``name`` may train surrogates of several widths."""
     return bool(registered(name).mixes_widths)

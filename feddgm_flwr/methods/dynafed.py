@@ -173,4 +173,12 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     return ServerHalf(advance=advance)
 
 
-METHODS = {"dynafed": Method(server=_server, settings=(DynaFedConfig,), takes_mean=True)}
+METHODS = {
+    "dynafed": Method(
+        server=_server,
+        settings=(DynaFedConfig,),
+        shows_images=True,
+        takes_mean=True,
+        read=("prior.chunk",),
+    )
+}

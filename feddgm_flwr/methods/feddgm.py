@@ -33,4 +33,8 @@ def _server(config: RunConfig, tools: "Tools", emit: Emit) -> ServerHalf:
     return ServerHalf(advance=advance, close=stack.close)
 
 
-METHODS = {"feddgm": Method(server=_server, makes_images=True, mixes_widths=True, takes_mean=True)}
+METHODS = {
+    "feddgm": Method(
+        server=_server, makes_images=True, shows_images=True, mixes_widths=True, takes_mean=True
+    )
+}

@@ -195,6 +195,7 @@ METHODS = {
         server=_server,
         client=_client,
         settings=(FedDMConfig,),
+        shows_images=True,
         own_loss=True,
         unread=tuple(
             f"{ClientConfig.section}.{name}"

@@ -131,6 +131,8 @@ class Method:
         Sections of the configuration that are the method's own.
     makes_images
         Whether it needs a prior and makes images, from which larger models can learn.
+    shows_images
+        Whether its rounds report images, whoever made them, that can be shown and judged.
     mixes_widths
         Whether its clients may train surrogates of several widths, over which there is no mean of
         parameters.
@@ -140,8 +142,9 @@ class Method:
         Whether its clients descend a loss of its own, in whose place ``client.loss`` cannot be.
     may_stay
         Whether that loss leaves a client of one class no gradient, so that it ends where it began.
-    unread
-        Keys of the sections that all methods share which this one does not read.
+    unread, read
+        Keys of the sections that all methods share which this one does not read, and those that it
+        reads of sections which are for others.
     samples_prior
         Whether it needs a prior though it makes no images, under a run's config.
     """
@@ -150,11 +153,13 @@ class Method:
     client: Callable[[RunConfig], ClientHalf] = _same_for_all
     settings: tuple[type[Settings], ...] = ()
     makes_images: bool = False
+    shows_images: bool = False
     mixes_widths: bool = False
     takes_mean: bool = False
     own_loss: bool = False
     may_stay: bool = False
     unread: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
     samples_prior: Callable[[RunConfig], bool] = _none
 
     @property

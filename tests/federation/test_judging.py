@@ -132,3 +132,9 @@ def test_no_word_where_the_mean_itself_is_the_model_or_the_method_makes_no_image
     run(tmp_path / "mean", **HARMFUL | {"union__aggregate_share": 1.0})
     run(tmp_path / "fedavg", method="fedavg", **HARMFUL)
     assert warned(caplog) == []
+
+
+def test_the_images_of_feddms_clients_are_judged_too(data, tmp_path):
+    small = {"feddm__iterations": 1, "feddm__images_per_class": 1, "num_server_rounds": 1}
+    ended = run(tmp_path / "run", method="feddm", server__fidelity_data=str(data), **small)
+    assert 0 <= ended.rounds[0]["fidelity"]["in-class"] <= 1
