@@ -43,6 +43,7 @@ CLAIMS = {
     ("docs/results.md", "the recipe minus: five"): ("cifar10-small/alpha-0.1-parts-3-rounds",),
     ("docs/results.md", "the recipe minus: two"): ("cifar10-small/alpha-0.1-parts-3-rounds",),
     ("docs/results.md", "larger model"): ("mnist5k/alpha-0.1-larger-resnet18",),
+    ("docs/results.md", "three larger models"): ("mnist5k/alpha-0.1-larger-vgg11-alexnet-vit",),
     ("docs/results.md", "under pixel latents"): (
         "cifar10-small/alpha-0.1-larger-resnet18",
         "fashion/alpha-0.1-larger-resnet18",
