@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import dying
 import pytest
 import torch
 import toy
@@ -39,6 +41,40 @@ def test_processes_equal_serial_bitwise_and_survive_a_dead_worker():
     for a, b in zip(serial, parallel, strict=True):
         assert torch.equal(a.images, b.images)
         assert a.report.last_loss == b.report.last_loss
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_its_workers_costs_no_other():
+    made = dying.bench(dying.DiesOfMany(dying.GREY), dying.GREY)
+    jobs = [dying.job(made, i, {0: 4 if i == 0 else 1}) for i in range(5)]
+    engine, ended = ProcessEngine(made, workers=2), []
+    try:
+        results = engine.run(jobs, lambda *_: None, ended.append)
+    finally:
+        engine.close()
+    assert [r.report.partition_id for r in results] == list(range(5))
+    assert [len(r.images) for r in results] == [0, 1, 1, 1, 1]
+    assert results[0].report.stopped == "its worker process died 3 times"
+    assert sorted(r.report.partition_id for r in ended) == list(range(5))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_worker_that_dies_while_it_tells_holds_up_nobody(tmp_path):
+    """Ten pictures of 64 pixels are more than a pipe holds, so that half of a message is left."""
+    prior = dying.DiesWhileItTells(dying.COLOUR, tmp_path / "died")
+    made = dying.bench(prior, dying.COLOUR)
+    jobs = [dying.job(made, i, {0: 5, 1: 5}, glimpses=10) for i in range(2)]
+    engine, heard = ProcessEngine(made, workers=2), []
+    run = threading.Thread(
+        target=lambda: heard.append(engine.run(jobs, lambda *_: None, lambda _: None)), daemon=True
+    )
+    run.start()
+    run.join(120)
+    assert not run.is_alive()
+    engine.close()
+    assert prior.mark.exists()
+    assert [len(r.images) for r in heard[0]] == [10, 10]
 
 
 def test_an_error_of_the_machine_fails_one_client_with_the_reason(monkeypatch):

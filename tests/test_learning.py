@@ -179,6 +179,14 @@ def test_batch_norm_learns_nothing_of_a_single_image_and_says_so(images, batch):
     assert not same(learn(plain, start, lessons(images)), start)
 
 
+def test_batch_norm_hears_nothing_of_a_single_picture_and_says_so():
+    events, one = [], listener("resnet18", batch_size=1)
+    start = weights_of(one)
+    assert same(talk(one, start, brightest, emit=events.append), start)
+    assert [type(e) for e in events] == [TrainingFailed]
+    assert "at least 2 images" in events[0].reason
+
+
 def test_no_images_leave_the_weights_and_tell_nothing():
     events, one = [], learner()
     start = weights_of(one)

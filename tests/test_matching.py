@@ -1,11 +1,14 @@
 """Golden numerics of the matching gradients, each against its own truth, in float64."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from feddgm_flwr.core.distillation import matching
 from feddgm_flwr.core.distillation.matching import endpoint_distance, matching_gradients
 from feddgm_flwr.core.distillation.student import AutogradStudent
 from feddgm_flwr.core.params import params_of, squared_distance
@@ -136,6 +139,21 @@ def test_distance_is_one_at_the_start_and_zero_on_the_target(problem):
 def test_a_client_that_did_not_move_is_refused(problem):
     with pytest.raises(ValueError, match="no trajectory to match"):
         endpoint_distance(problem.start, problem.start, problem.start)
+
+
+def test_a_distance_may_leave_out_parameters(problem, monkeypatch):
+    plain = endpoint_distance
+
+    def of_weights(end, start, target):
+        chosen = [name for name in end if name.endswith("weight")]
+        return plain(*({k: of[k] for k in chosen} for of in (end, start, target)))
+
+    monkeypatch.setattr(matching, "endpoint_distance", of_weights)
+    found = problem.ours(exact=True)
+    images = problem.images.clone().requires_grad_()
+    monkeypatch.setattr(sys.modules[__name__], "endpoint_distance", of_weights)
+    loss = problem.unrolled(images, problem.targets, problem.lr)
+    torch.testing.assert_close(found.images, torch.autograd.grad(loss, images)[0])
 
 
 def test_endpoint_distance_has_the_gradient_written_out_to_the_bit(problem):

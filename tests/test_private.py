@@ -307,6 +307,19 @@ def test_a_client_whose_replies_were_all_set_aside_is_unknown_and_not_forgotten(
     assert all(r["privacy"]["epsilon"] > 0 for r in ended.rounds)
 
 
+def test_a_reply_that_is_set_aside_says_how_many_images_it_was_made_of(tmp_path):
+    def fewer(message, reply):
+        if message.content["config"]["server-round"] == 2:
+            reply.content["metrics"]["num-examples"] = 20
+            reply.content["metrics"]["partition-id"] = 7
+        return reply
+
+    ended = run(tmp_path / "run", **NOISE, method="fedavg", tamper=spoil(fewer))
+    assert [e["partition_id"] for e in ended.of("client-rejected")] == [1]
+    account = json.loads((tmp_path / "run" / "privacy.json").read_text())["1"]
+    assert (account["rounds"], account["fewest"]) == (2, 20)
+
+
 def test_no_epsilon_is_told_of_clients_of_whom_nothing_is_known(tmp_path):
     config = RunConfig.from_run_config({"privacy.noise-multiplier": 1.0})
     kept = Ledger(config, tmp_path)
@@ -318,7 +331,7 @@ def test_no_epsilon_is_told_of_clients_of_whom_nothing_is_known(tmp_path):
         "privacy so far: epsilon is not known, as no client of those asked (3) has said how many "
         "images it has"
     )
-    kept.heard({1: 500})
+    kept.heard([(1, 500)])
     one = kept.spent(1)
     assert (one.epsilon, one.unknown) == (one.clients["1"], 2)
     assert sentence(one).endswith(

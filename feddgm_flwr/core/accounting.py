@@ -68,7 +68,8 @@ def epsilon_of(account: Account, privacy: PrivacyConfig, client: TrainConfig) ->
     """Return the client's epsilon at ``privacy.delta``; infinite where its images are not known.
 
     Where it had more images in one round than in another, the highest sampling rate and the most
-    steps of both count, so that it is never too small.
+    steps of both count, so that it is not too small; a round of which nothing was heard counts as
+    if the client had no fewer images in it than it ever said.
     """
     if not account.fewest:
         return math.inf

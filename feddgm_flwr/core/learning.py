@@ -296,7 +296,8 @@ class Learner:
     ) -> dict[str, Tensor]:
         """Return ``weights`` after hearing what ``teachers`` say of new pictures at every step.
 
-        As under ``learn``, they stay as they are where training diverges.
+        As under ``learn``, they stay as they are where training diverges, and where batch norm
+        would meet a single picture.
 
         Parameters
         ----------
@@ -308,6 +309,9 @@ class Learner:
         config = self.config
         assert isinstance(config, GlobalModelConfig)
         if not config.steps:
+            return dict(weights)
+        if config.batch_size < 2 and has_batch_norm(self.module):
+            emit(TrainingFailed(round=server_round, model=self.name, reason=ALONE))
             return dict(weights)
 
         def training(on_epoch: OnEpoch) -> float:

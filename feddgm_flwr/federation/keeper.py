@@ -306,7 +306,7 @@ class RoundKeeper(Strategy):
         for aside in now.screened.set_aside:
             if aside.kind != "late" and aside.partition_id is not None:
                 self.roster.doubt(now.nodes[aside.partition_id])
-        self._count_privacy(now.screened.updates)
+        self._count_privacy(now.screened)
         now.kept = self._too_few(now.screened.updates)
         limits = self._config.server.limits
         now.updates, cuts = within_limits(now.screened.updates, self.state.surrogates, limits)
@@ -319,11 +319,17 @@ class RoundKeeper(Strategy):
         metrics = MetricRecord({"clients": len(now.screened.accepted)})
         return messages.to_record(self.state.surrogate), metrics
 
-    def _count_privacy(self, updates: Sequence[ClientUpdate]) -> None:
+    def _count_privacy(self, screened: Screened) -> None:
         """Tell what clients have spent, whatever becomes of their replies."""
         if self._ledger is None:
             return
-        self._ledger.heard({u.partition_id: u.num_examples for u in updates})
+        said = [(u.partition_id, u.num_examples) for u in screened.updates]
+        said += [
+            (aside.partition_id, aside.num_examples)
+            for aside in screened.set_aside
+            if aside.partition_id is not None and aside.num_examples
+        ]
+        self._ledger.heard(said)
         self._round.spent = self._ledger.spent(self._round.number)
         self._emit(self._round.spent)
         if fewest := self._ledger.too_large_delta():

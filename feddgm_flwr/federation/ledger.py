@@ -7,7 +7,7 @@ a disk refuses it, nobody is asked.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -54,9 +54,10 @@ class Ledger:
         self.accounts |= {c: self.accounts.get(c, Account()).asked() for c in clients}
         self._write()
 
-    def heard(self, num_examples: Mapping[int, int]) -> None:
-        """Note on how many images each client says it has trained."""
-        self.accounts |= {c: self.accounts[c].heard(n) for c, n in num_examples.items()}
+    def heard(self, num_examples: Iterable[tuple[int, int]]) -> None:
+        """Note on how many images clients say that they have trained, in as many replies."""
+        for client, images in num_examples:
+            self.accounts[client] = self.accounts[client].heard(images)
         self._write()
 
     def spent(self, server_round: int) -> PrivacySpent:

@@ -269,6 +269,12 @@ def guarded(parse: Callable[[], T]) -> T | Rejection:
         return Rejection(f"the reply cannot be judged ({type(error).__name__}: {error})")
 
 
+def said_examples(reply: Message) -> int:
+    """Return the number of images that a reply says it trained on; 0 where it cannot be read."""
+    examples = guarded(lambda: reply.content.metric_records[METRICS].get(NUM_EXAMPLES))
+    return examples if _is_count(examples) and examples <= MAX_EXAMPLES else 0
+
+
 _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 

@@ -19,6 +19,7 @@ from feddgm_flwr.federation.messages import (
     guarded,
     parse_reply,
     reported,
+    said_examples,
 )
 
 Kind = Literal["failed", "malformed", "late"]
@@ -38,11 +39,14 @@ class SetAside:
     ----------
     partition_id
         The client that was asked; None where nobody was.
+    num_examples
+        Images that it says it trained on; 0 where that cannot be read.
     """
 
     partition_id: int | None
     kind: Kind
     reason: str
+    num_examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,16 +124,17 @@ def _judge(
         return set_aside(sender, reply, parsed)
     if parsed.partition_id != sender:
         reason = f"it calls itself partition {parsed.partition_id}, unlike before"
-        return SetAside(sender, "malformed", reason)
+        return SetAside(sender, "malformed", reason, parsed.num_examples)
     if sender in accepted:
-        return SetAside(sender, "malformed", "it answered twice; the first one counts")
+        reason = "it answered twice; the first one counts"
+        return SetAside(sender, "malformed", reason, parsed.num_examples)
     return Accepted(parsed, num_bytes=content_bytes(reply), **reported(reply))
 
 
 def set_aside(sender: int | None, reply: Message, rejection: Rejection) -> SetAside:
     """Return in which way a rejected reply is bad, and why."""
     if not reply.has_error():
-        return SetAside(sender, "malformed", rejection.reason)
+        return SetAside(sender, "malformed", rejection.reason, said_examples(reply))
     if expired(reply):
         return SetAside(sender, "late", LATE)
     return SetAside(sender, "failed", rejection.reason)

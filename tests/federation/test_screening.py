@@ -75,7 +75,7 @@ def test_the_failed_are_not_late():
 def test_an_impostor_is_named_by_who_was_asked_and_harms_nobody():
     got = screen([reply(0, 2), reply(1, 2), reply(2, 9)], ASKED, EXPECTED)
     [aside] = got.set_aside
-    assert aside == SetAside(4, "malformed", "it calls itself partition 2, unlike before")
+    assert aside == SetAside(4, "malformed", "it calls itself partition 2, unlike before", 5)
     assert [u.num_examples for u in got.updates] == [6, 7]
 
 
@@ -110,7 +110,7 @@ def test_what_the_method_finds_wrong_is_set_aside():
     good, bad = Extra(numbers={"steps": 3}), Extra(numbers={"steps": 4})
     got = screen([reply(0, 4, extra=good), reply(1, 2, extra=bad)], {"m0": 4, "m1": 2}, expected)
     assert [u.partition_id for u in got.updates] == [4]
-    assert got.set_aside == (SetAside(2, "malformed", "it must send 3"),)
+    assert got.set_aside == (SetAside(2, "malformed", "it must send 3", 6),)
 
 
 def test_nobody_asked_is_nothing_said():

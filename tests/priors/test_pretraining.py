@@ -125,6 +125,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         fit(tiny_run(), noise_source(("a", "c")), tmp_path, on_step=nothing)
 
 
+def test_a_checkpoint_of_other_pictures_is_refused(tmp_path):
+    pixels, targets = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+    source = FolderSource(pixels, targets, ("a", "b"))
+    fit(tiny_run(), source, tmp_path, on_step=nothing)
+    fit(tiny_run(), FolderSource(pixels.clone(), targets, ("a", "b")), tmp_path, on_step=nothing)
+    with pytest.raises(ValueError, match="is of another run"):
+        fit(tiny_run(), FolderSource(pixels + 1, targets, ("a", "b")), tmp_path, on_step=nothing)
+
+
 def test_pretraining_lowers_the_loss(tmp_path):
     losses = []
     pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)

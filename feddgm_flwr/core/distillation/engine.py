@@ -10,6 +10,7 @@ import os
 import queue
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -40,7 +41,7 @@ OnResult = Callable[[DistillResult], None]
 """Called as each job ends, in any order."""
 
 ATTEMPTS = 3
-"""Times a job is started before a worker that keeps dying makes it a failed one."""
+"""Times that a job is in flight when a worker dies, before it is a failed one."""
 
 
 @runtime_checkable
@@ -112,56 +113,75 @@ class SerialEngine:
 
 
 class ProcessEngine:
-    """A pool of processes that lives as long as the run."""
+    """A pool of processes that lives as long as the run, or until a worker of it dies."""
 
     def __init__(self, bench: Bench, workers: int) -> None:
         self._bench, self._workers = bench, workers
         self._context = _process_context(type(bench.prior).__module__)
-        self._news = self._context.Queue()
+        self._told: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._news: multiprocessing.Queue[News | None] | None = None
         self._pool: ProcessPoolExecutor | None = None
 
     def run(
         self, jobs: Sequence[DistillJob], on_progress: OnProgress, on_result: OnResult
     ) -> list[DistillResult]:
-        """Distil every job; jobs of a worker that died are started again."""
+        """Distil every job.
+
+        When a worker dies its pool dies with it. The jobs that were in flight are started again,
+        each alone, so that one which kills its workers costs no other.
+        """
         self._pass_on(lambda *_: None)  # what an earlier round's last steps told after their end
         results: dict[int, DistillResult] = {}
-        for _ in range(ATTEMPTS):
-            left = [i for i in range(len(jobs)) if i not in results]
-            if not left:
-                break
-            try:
-                self._attempt(jobs, left, results, on_progress, on_result)
-            except BrokenProcessPool:
-                self.close()
-        for i in range(len(jobs)):
-            if i not in results:
-                results[i] = failed_result(
-                    jobs[i], self._bench, f"its worker process died {ATTEMPTS} times"
-                )
-                on_result(results[i])
+        died: Counter[int] = Counter()
+        new, again = list(range(len(jobs))), list[int]()
+        while again or new:
+            todo = [again.pop(0)] if again else new
+            for i in self._attempt(jobs, todo, results, on_progress, on_result):
+                died[i] += 1
+                if died[i] < ATTEMPTS:
+                    again.append(i)
+                else:
+                    reason = f"its worker process died {ATTEMPTS} times"
+                    results[i] = failed_result(jobs[i], self._bench, reason)
+                    on_result(results[i])
         return [results[i] for i in range(len(jobs))]
 
     def _attempt(
         self,
         jobs: Sequence[DistillJob],
-        left: list[int],
+        todo: list[int],
         results: dict[int, DistillResult],
         on_progress: OnProgress,
         on_result: OnResult,
-    ) -> None:
+    ) -> list[int]:
+        """Work ``todo`` off, and return which of it was in flight if a worker died."""
         pool = self._start()
-        waiting: dict[Future[DistillResult], int] = {pool.submit(_work, jobs[i]): i for i in left}
-        while waiting:
-            done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            self._pass_on(on_progress)
-            for future in done:
-                index = waiting.pop(future)
-                results[index] = future.result()
-                on_result(results[index])
+        waiting: dict[Future[DistillResult], int] = {}
+        try:
+            while todo or waiting:
+                while todo and len(waiting) < self._workers:
+                    # Taken off only then: where the pool is broken it was not in flight.
+                    waiting[pool.submit(_work, jobs[todo[0]])] = todo[0]
+                    del todo[0]
+                done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                self._pass_on(on_progress)
+                for future in done:
+                    index = waiting[future]
+                    results[index] = future.result()
+                    del waiting[future]
+                    on_result(results[index])
+        except BrokenProcessPool:
+            self.close()
+        return list(waiting.values())
 
     def _start(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            self._news = self._context.Queue()
+            self._news.cancel_join_thread()
+            # A worker that dies while it tells leaves half a message, for whose end one waits for
+            # ever, and a lock that nobody opens: this thread may, and the next pool has its own.
+            listen = partial(_listen, self._news, self._told)
+            threading.Thread(target=listen, name="news", daemon=True).start()
             self._pool = ProcessPoolExecutor(
                 self._workers,
                 mp_context=self._context,
@@ -173,7 +193,7 @@ class ProcessEngine:
     def _pass_on(self, on_progress: OnProgress) -> None:
         while True:
             try:
-                on_progress(*self._news.get_nowait())
+                on_progress(*self._told.get_nowait())
             except queue.Empty:
                 return
 
@@ -188,6 +208,14 @@ class ProcessEngine:
         for worker in list((pool._processes or {}).values()):
             worker.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+        assert self._news is not None
+        self._news.put(None)  # the thread that listens may go
+
+
+def _listen(news: "multiprocessing.Queue[News | None]", told: "queue.SimpleQueue[News]") -> None:
+    """Pass on what comes until None does."""
+    while (item := news.get()) is not None:
+        told.put(item)
 
 
 def _process_context(prior_module: str) -> BaseContext:
@@ -211,10 +239,10 @@ def _process_context(prior_module: str) -> BaseContext:
     return context
 
 
-_worker: tuple[Bench, "multiprocessing.Queue[News]"] | None = None
+_worker: tuple[Bench, "multiprocessing.Queue[News | None]"] | None = None
 
 
-def _init_worker(bench: Bench, news: "multiprocessing.Queue[News]") -> None:
+def _init_worker(bench: Bench, news: "multiprocessing.Queue[News | None]") -> None:
     global _worker
     news.cancel_join_thread()  # nobody may be left to read progress
     threading.Thread(target=_end_with_server, daemon=True).start()

@@ -121,7 +121,10 @@ def matching_gradients(
 
     end = {name: p.detach().requires_grad_() for name, p in at.items()}
     loss = endpoint_distance(end, start, target)
-    adjoint = torch.autograd.grad(loss, list(end.values()))  # lambda_N
+    # A distance may leave out some of the parameters.
+    adjoint = torch.autograd.grad(
+        loss, list(end.values()), allow_unused=True, materialize_grads=True
+    )  # lambda_N
     d_images, d_targets, d_lr = (torch.zeros_like(t) for t in (x, y, lr))
     for step in reversed(range(steps)):
         trace, kept = walked.pop()

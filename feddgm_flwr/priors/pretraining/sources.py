@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from feddgm_flwr.core.params import fingerprint
 from feddgm_flwr.data.names import files_under, folders_in, plain, wrong_names
 from feddgm_flwr.data.pictures import read_picture
 from feddgm_flwr.priors.pretraining.fonts import CLASSES, GREEK, Masters, masters
@@ -33,6 +34,11 @@ class Source(Protocol):
     @property
     def bank_shares(self) -> tuple[float, ...]:
         """How much room each class gets in the prior's bank; sums to 1."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Digits that change with any of its pictures; "" where these come with the code."""
         ...
 
     def labels(self, n: int, *, rng: torch.Generator) -> Int[Tensor, " n"]:
@@ -54,6 +60,11 @@ class GlyphSource:
     hand: Hand = field(default_factory=Hand)
     masters: Masters = field(default_factory=masters)
     classes: tuple[str, ...] = CLASSES
+
+    @property
+    def fingerprint(self) -> str:
+        """Nothing: the fonts come with matplotlib."""
+        return ""
 
     @property
     def bank_shares(self) -> tuple[float, ...]:
@@ -99,6 +110,11 @@ class FolderSource:
     """uint8, n c h w."""
     targets: Int[Tensor, " n"]
     classes: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pictures and their classes."""
+        return fingerprint({"pixels": self.pixels, "targets": self.targets})
 
     @property
     def bank_shares(self) -> tuple[float, ...]:

@@ -188,7 +188,8 @@ def _resume(
 
 
 def _identity(config: Pretraining, source: Source) -> dict[str, object]:
-    return {**asdict(config), "classes": list(source.classes)}
+    pictures = {"pictures": source.fingerprint} if source.fingerprint else {}
+    return {**asdict(config), "classes": list(source.classes), **pictures}
 
 
 @torch.no_grad()
