@@ -43,7 +43,10 @@ LABELS = {
 """What a document calls a row -> what a table calls it."""
 CLAIMS = {
     ("README.md", "Dirichlet 0.1"): ("cifar10-small/alpha-0.1", "fashion/alpha-0.1"),
-    ("docs/results.md", "all rows, Dirichlet 0.1"): ("cifar10-small/alpha-0.1", "fashion/alpha-0.1"),
+    ("docs/results.md", "all rows, Dirichlet 0.1"): (
+        "cifar10-small/alpha-0.1",
+        "fashion/alpha-0.1",
+    ),
     ("docs/results.md", "Dirichlet 0.05"): ("cifar10-small/alpha-0.05", "fashion/alpha-0.05"),
     ("docs/results.md", "Dirichlet 0.5"): ("cifar10-small/alpha-0.5", "fashion/alpha-0.5"),
     ("docs/results.md", "two classes"): ("cifar10-small/classes-2", "fashion/classes-2"),
