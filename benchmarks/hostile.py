@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparing.cases import file_of, refuse_to_overwrite, refuse_to_report_nothing
 from comparing.images import prepared
 from comparing.presets import CPU, PRESETS, Preset, Said, division
 from comparing.shared import SharedTraining
@@ -344,11 +345,6 @@ def cases(
     ]
 
 
-def file_of(out: Path, case: Case) -> Path:
-    """Return where a finished run is kept."""
-    return out / "units" / f"{case.name}.json"
-
-
 def stored(out: Path, case: Case) -> dict[str, Any] | None:
     """Return a finished run of today's settings."""
     file = file_of(out, case)
@@ -365,11 +361,7 @@ def keep(out: Path, case: Case, record: dict[str, Any]) -> None:
 def run_all(todo: Sequence[Case], out: Path, workers: int, where: str) -> None:
     """Run what is left and keep each run."""
     left = [case for case in todo if stored(out, case) is None]
-    if others := [case.name for case in left if file_of(out, case).exists()]:
-        raise SystemExit(
-            f"--out {str(out)!r} holds runs of other settings, such as {others[0]}, which these "
-            "would overwrite; name another --out"
-        )
+    refuse_to_overwrite(out, left)
     logger.info("%d runs, %d done before", len(todo), len(todo) - len(left))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
@@ -471,11 +463,7 @@ def main() -> None:
     # All that is done, whichever of it was asked for this time: a table loses no row.
     known = cases(preset, ROWS, ATTACKS, sorted(seeds_in(chosen.out)), more)
     done = [r for r in (stored(chosen.out, case) for case in known) if r is not None]
-    if not done:
-        raise SystemExit(
-            f"--out {str(chosen.out)!r} holds no finished run of these settings; say those that "
-            "it was made with (--preset, --rounds, --quick)"
-        )
+    refuse_to_report_nothing(chosen.out, done)
     parts = ["points lost", lost_table(done, list(ATTACKS)), honest_extremes(done)]
     for row in dict.fromkeys(r["row"] for r in done if ROWS[r["row"]]["method"] == "feddgm"):
         parts += [f"told apart by, {row}", detection_table(done, row, list(ATTACKS))]

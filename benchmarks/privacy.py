@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from comparing.cases import file_of, refuse_to_overwrite, refuse_to_report_nothing
 from comparing.presets import CPU, PRESETS, Said, division
 from comparing.store import seeds_in
 from hostile import DIGITS, QUICK
@@ -243,11 +244,6 @@ def cases(rows: Iterable[str], seeds: Iterable[int], told: Said) -> list[Case]:
     return [Case(row, s, {**told, **ROWS[row], "seed": s}) for s in seeds for row in rows]
 
 
-def file_of(out: Path, case: Case) -> Path:
-    """Return where a finished run is kept."""
-    return out / "units" / f"{case.name}.json"
-
-
 def stored(out: Path, case: Case) -> dict[str, Any] | None:
     """Return a finished run of today's settings."""
     file = file_of(out, case)
@@ -258,11 +254,7 @@ def stored(out: Path, case: Case) -> dict[str, Any] | None:
 def run_all(todo: Sequence[Case], out: Path, told: Said) -> None:
     """Run what is left, one after the other, and keep each run."""
     left = [case for case in todo if stored(out, case) is None]
-    if others := [case.name for case in left if file_of(out, case).exists()]:
-        raise SystemExit(
-            f"--out {str(out)!r} holds runs of other settings, such as {others[0]}, which these "
-            "would overwrite; name another --out"
-        )
+    refuse_to_overwrite(out, left)
     logger.info("%d runs, %d done before", len(todo), len(todo) - len(left))
     began = time.perf_counter()
     for number, case in enumerate(left, 1):
@@ -347,11 +339,7 @@ def main() -> None:
     # All that is done, whichever of it was asked for this time: a table loses no row.
     known = cases(ROWS, sorted(seeds_in(chosen.out)), told)
     done = [r for r in (stored(chosen.out, case) for case in known) if r is not None]
-    if not done:
-        raise SystemExit(
-            f"--out {str(chosen.out)!r} holds no finished run of these settings; say those that "
-            "it was made with (--preset, --rounds, --quick)"
-        )
+    refuse_to_report_nothing(chosen.out, done)
     text = "\n\n".join([accuracy_table(done), audit_table(done)])
     write_atomically(chosen.out / "table.md", text.encode())
     print(text)

@@ -46,7 +46,7 @@ def test_a_file_said_after_a_string_wins_over_it(merge, tmp_path, file):
     assert tomllib.loads(out.read_text())["seed"] == 1
 
 
-@pytest.mark.parametrize("value", ["/tmp/🌸", "a\x7fb", 'say "a\\b"'])
+@pytest.mark.parametrize("value", ["/🌸", "a\x7fb", 'say "a\\b"'])
 def test_a_text_is_toml_whatever_stands_in_it(merge, tmp_path, value):
     out, said = tmp_path / "run.toml", tmp_path / "said.toml"
     said.write_text(tomli_w.dumps({"out-dir": value}), encoding="utf-8")

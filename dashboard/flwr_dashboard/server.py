@@ -136,11 +136,10 @@ class Dashboard:
             found = []
             for place in self.library.places()[:MAX_SCRAPED]:
                 summary = self.library.summary(place, now)
-                run = summary.run
                 goes_on = summary.standing.key in ("running", "waiting")
-                opened = self.library.open(summary.id) if goes_on else None
-                if opened or self.library.follows(summary.id):
-                    run = runs.whole(self.library, summary.id)
+                followed = goes_on or self.library.follows(summary.id)
+                opened = self.library.open(summary.id) if followed else None
+                run = runs.whole(self.library, opened.id) if opened else summary.run
                 found.append((summary.id, run, standing(run, now, alive=alive(run))))
             text = metrics.scrape(found)
         return PlainTextResponse(text, headers={"content-type": metrics.CONTENT_TYPE})

@@ -501,8 +501,9 @@ def _sprite(run: Run, r: Record) -> None:
     if not (isinstance(path, str) and 0 < side <= 1024 and 0 < across <= MAX_CELLS):
         return
     owners = r.get("owners")
-    down = max(-(-len(owners) // across), 1) if isinstance(owners, list) else 1
-    if isinstance(owners, list) and len(owners) > MAX_CELLS:
+    drawn = len(owners) if isinstance(owners, list) else 0
+    down = max(-(-drawn // across), 1)
+    if drawn > MAX_CELLS:
         run.left_out.add(f"images beyond the first {MAX_CELLS:,} of a round")
     rows = zip(_list(owners), _list(r.get("labels")), _list(r.get("weights")), strict=False)
     cells = tuple(

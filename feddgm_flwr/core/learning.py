@@ -264,8 +264,7 @@ class Learner:
         """
         if not len(lessons):
             return dict(weights)
-        if min(len(lessons), self.config.batch_size) < 2 and has_batch_norm(self.module):
-            emit(TrainingFailed(round=server_round, model=self.name, reason=ALONE))
+        if self._is_alone(min(len(lessons), self.config.batch_size), server_round, emit):
             return dict(weights)
         importance = lessons.weights / lessons.weights.mean()
 
@@ -310,8 +309,7 @@ class Learner:
         assert isinstance(config, GlobalModelConfig)
         if not config.steps:
             return dict(weights)
-        if config.batch_size < 2 and has_batch_norm(self.module):
-            emit(TrainingFailed(round=server_round, model=self.name, reason=ALONE))
+        if self._is_alone(config.batch_size, server_round, emit):
             return dict(weights)
 
         def training(on_epoch: OnEpoch) -> float:
@@ -319,6 +317,13 @@ class Learner:
 
         size = config.steps * config.batch_size, len(told_after(config.steps))
         return self._taught(weights, training, size, server_round, emit)
+
+    def _is_alone(self, images: int, server_round: int, emit: Emit) -> bool:
+        """Return whether batch norm would meet a batch of one, and tell if so."""
+        alone = images < 2 and has_batch_norm(self.module)
+        if alone:
+            emit(TrainingFailed(round=server_round, model=self.name, reason=ALONE))
+        return alone
 
     def _taught(
         self,

@@ -494,19 +494,6 @@ class RoundKeeper(Strategy):
 
     def _save_or_go_on(self) -> None:
         """Save the round; a disk that is full or gone costs none, as the next one saves all."""
-        try:
-            self._save()
-        except OSError as error:
-            logger.error(
-                "round %d cannot be written to out-dir %r (%s); make room there: the run goes on "
-                "and holds in memory what it has trained",
-                self._round.number,
-                str(self._out_dir),
-                why(error),
-            )
-
-    def _save(self) -> None:
-        """Save the round that is done."""
         self._unsaved = checkpoint.Checkpoint(
             state=self.state,
             results=self.results.to_dict(),
@@ -518,7 +505,24 @@ class RoundKeeper(Strategy):
             own_data=sorted(self.roster.own_data),
             threads=self._threads,
         )
-        self._write()
+        self._written("make room there: the run goes on and holds in memory what it has trained")
+
+    def _written(self, otherwise: str) -> bool:
+        """Write what is unsaved; if the disk refuses it, log why and ``otherwise``."""
+        assert self._unsaved is not None
+        number = self._unsaved.state.server_round
+        try:
+            self._write()
+        except OSError as error:
+            logger.error(
+                "round %d cannot be written to out-dir %r (%s); %s",
+                number,
+                str(self._out_dir),
+                why(error),
+                otherwise,
+            )
+            return False
+        return True
 
     def _write(self) -> None:
         """Write the checkpoint, which comes first, and the result."""
@@ -533,19 +537,8 @@ class RoundKeeper(Strategy):
         try:
             yield
         except BaseException:
-            if self._unsaved is not None:
-                done = self._unsaved.state.server_round
-                try:
-                    self._write()
-                except OSError as error:
-                    logger.error(
-                        "round %d cannot be written to out-dir %r (%s), and is lost with the run",
-                        done,
-                        str(self._out_dir),
-                        why(error),
-                    )
-                else:
-                    logger.info("round %d: written after all, before the run ends", done)
+            if self._unsaved is not None and self._written("it is lost with the run"):
+                logger.info("the last round: written after all, before the run ends")
             raise
 
     def _left_s(self) -> float:

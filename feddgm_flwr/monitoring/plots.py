@@ -223,13 +223,11 @@ def draw_accuracy(results: Sequence[Mapping[str, Any]], path: Path) -> None:
             color=colour,
             label=name,
         )
-    controls: dict[str, float] = {}
     for result, own in zip(results, apart(results), strict=True):
         control = result["generator_only"].get("accuracy", {}).get("surrogate")
         if control is not None:
-            controls.setdefault("".join(["prior alone, no client", *own]), control)
-    for name, control in controls.items():
-        axes.axhline(control, color="#888888", linestyle="--", linewidth=1.2, label=name)
+            name = "".join(["prior alone, no client", *own])
+            axes.axhline(control, color="#888888", linestyle="--", linewidth=1.2, label=name)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -102,16 +102,20 @@ def test_a_device_that_dies_while_it_sends_holds_up_neither_the_others_nor_the_r
     inner.uploaded.set()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_slow_reply_comes_with_a_later_pull():
-    inner = Stalling("m0")
+def asked_and_slow(inner):
+    """Return a grid whose one pull, begun while nothing was there, has ended since."""
     grid = GuardedGrid(inner)
     grid.push_messages(questions(1))
     assert grid.pull_messages({"m0"}) == []
     inner.uploaded.set()
-    until = time.monotonic() + 10
-    while not (come := grid.pull_messages({"m0"})) and time.monotonic() < until:
-        time.sleep(0.01)
+    wait(grid._under_way.values(), 10)
+    return grid
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_reply_comes_with_a_later_pull():
+    inner = Stalling("m0")
+    come = asked_and_slow(inner).pull_messages({"m0"})
     assert [r.metadata.reply_to_message_id for r in come] == ["m0"]
 
 
@@ -126,13 +130,7 @@ class SlowlySpoilt(Stalling):
 def test_a_slow_reply_that_cannot_be_unpacked_is_a_failed_one(error):
     inner = SlowlySpoilt("m0")
     inner.error = error
-    grid = GuardedGrid(inner)
-    grid.push_messages(questions(1))
-    assert grid.pull_messages({"m0"}) == []
-    inner.uploaded.set()
-    until = time.monotonic() + 10
-    while not (come := grid.pull_messages({"m0"})) and time.monotonic() < until:
-        time.sleep(0.01)
+    come = asked_and_slow(inner).pull_messages({"m0"})
     assert "its reply cannot be unpacked" in come[0].error.reason
 
 
@@ -140,11 +138,7 @@ def test_a_slow_reply_that_cannot_be_unpacked_is_a_failed_one(error):
 def test_a_superlink_that_is_lost_during_a_slow_pull_raises_at_the_next():
     inner = SlowlySpoilt("m0")
     inner.error = grpc.RpcError("gone")
-    grid = GuardedGrid(inner)
-    grid.push_messages(questions(1))
-    assert grid.pull_messages({"m0"}) == []
-    inner.uploaded.set()
-    wait(grid._under_way.values(), 10)
+    grid = asked_and_slow(inner)
     with pytest.raises(grpc.RpcError, match="gone"):
         grid.pull_messages({"m0"})
 
